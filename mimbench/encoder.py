@@ -1,0 +1,117 @@
+"""The only thing a protocol ever sees of a method: a sealed encoder that gives tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mimbench.errors import UserError
+from mimbench.spec import Readout
+
+
+class Tokens(NamedTuple):
+    """An encoder's output."""
+
+    cls: Tensor | None  # [B, D]; None when the backbone has no class token
+    patches: Tensor  # [B, H, W, D]
+
+
+class Encoded(NamedTuple):
+    """A backbone's output for one batch, possibly masked.
+
+    ``patches`` holds visible tokens only under ``fill="drop"``, in raster order of the kept patches
+    unless ``kept`` says otherwise.
+    """
+
+    cls: Tensor | None  # [B, D], through the final norm
+    patches: Tensor  # [B, n, D], through the final norm
+    kept: Tensor | None  # [B, n] int64 raster indices of the patches, None when all are there
+    layers: tuple[tuple[Tensor | None, Tensor], ...]  # (cls, patches) as asked for, before the final norm
+    attention: Tensor | None  # [B, heads, n, n] of the last block, prefix tokens included
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What the harness asks of a backbone module."""
+
+    config: dict[str, Any]  # JSON; rebuilds the module through registry.build_backbone
+    embed_dim: int
+    depth: int
+    grid: tuple[int, int]
+
+    def encode(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        fill: Literal["drop", "token"] = "drop",
+        layers: Sequence[int] = (),
+        attention: bool = False,
+    ) -> Encoded:
+        """images: normalised [B, 3, H, W]; mask: bool [B, N], True = hidden; layers: from the end, -1 last."""
+        ...
+
+    def final_norm(self, tokens: Tensor) -> Tensor: ...
+
+
+class Encoder(nn.Module):
+    """A frozen backbone behind one forward that always normalises, checks shapes and stays in eval mode."""
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Stays in eval mode: a frozen encoder in train mode is a known source of wrong probes."""
+        return self
+
+    @property
+    def image_size(self) -> int:
+        return int(self.backbone.config["image_size"])
+
+    @property
+    def depth(self) -> int:
+        return int(self.backbone.depth)
+
+    @property
+    def has_cls(self) -> bool:
+        return bool(self.backbone.config.get("cls_token", True))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        size = self.image_size
+        if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != (size, size):
+            raise UserError(
+                f"the encoder takes images of shape [B, 3, {size}, {size}], got {list(images.shape)}; "
+                "resize them or build the encoder for that size"
+            )
+        if images.dtype == torch.uint8:
+            images = images.float().div_(255)
+        return (images - self.mean) / self.std
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tokens:
+        """Tokens of the last layer. images: uint8, or float in [0, 1], [B, 3, S, S]."""
+        out = self.backbone.encode(self._normalised(images))
+        return Tokens(out.cls, out.patches.unflatten(1, self.backbone.grid))
+
+    @torch.no_grad()
+    def readouts(self, images: Tensor, readouts: Sequence[Readout]) -> dict[Readout, Tensor]:
+        """Vectors [B, D] of single-token readouts (``Readout.parts``), all out of one pass."""
+        layers = sorted({r.layer for r in readouts})
+        out = self.backbone.encode(self._normalised(images), layers=layers)
+        taps = dict(zip(layers, out.layers, strict=True))
+        vectors = {}
+        for readout in readouts:
+            cls, patches = taps[readout.layer]
+            tokens = patches if readout.token == "mean" else cls
+            if tokens is None:
+                raise ValueError(f"readout {readout.label} asks for a class token the backbone does not have")
+            if readout.norm == "final":
+                tokens = self.backbone.final_norm(tokens)
+            vectors[readout] = tokens.mean(1) if readout.token == "mean" else tokens
+        return vectors

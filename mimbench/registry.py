@@ -1,0 +1,128 @@
+"""Finds methods, protocols, datasets and backbones by name; a new one is a new file, no list to edit.
+
+The project's own live one a file in ``method_zoo`` and ``protocols``; installed packages add theirs
+through the entry-point groups below. A name with two owners is an error that names both.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mimbench.method import Method
+    from mimbench.protocol import Protocol
+
+GROUPS = {
+    "method": "mimbench.methods",
+    "protocol": "mimbench.protocols",
+    "dataset": "mimbench.datasets",
+    "backbone": "mimbench.backbones",
+}
+
+
+def _package_classes(package: str, base: type) -> list[type]:
+    """Subclasses of ``base`` defined in the modules right inside ``package``."""
+    found = []
+    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if module_info.ispkg:
+            continue
+        module = importlib.import_module(f"{package}.{module_info.name}")
+        found += [
+            value
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+        ]
+    return found
+
+
+def _add(table: dict[str, Any], kind: str, key: str, value: Any) -> None:
+    owner = table.setdefault(key, value)
+    if owner is not value:
+        places = " and ".join(f"{v.__module__}.{v.__qualname__}" for v in (owner, value))
+        raise UserError(f"two {kind}s are called {key!r}: {places}; uninstall or rename one")
+
+
+def _entry_points(kind: str) -> list[tuple[str, Any]]:
+    loaded = []
+    for point in entry_points(group=GROUPS[kind]):
+        try:
+            loaded.append((point.name, point.load()))
+        except Exception as error:  # a broken plug-in must be named, not hidden behind "unknown method"
+            raise UserError(
+                f"the installed {kind} {point.name!r} ({point.value}) cannot be imported: {error}; "
+                "fix or uninstall its package"
+            ) from error
+    return loaded
+
+
+@cache
+def methods() -> dict[str, type[Method]]:
+    """All methods by key."""
+    from mimbench.method import Method
+
+    table: dict[str, type[Method]] = {}
+    for cls in _package_classes("method_zoo", Method):
+        if "card" in vars(cls):
+            _add(table, "method", cls.card.key, cls)
+    for _, cls in _entry_points("method"):
+        _add(table, "method", cls.card.key, cls)
+    return dict(sorted(table.items()))
+
+
+@cache
+def protocols() -> dict[str, type[Protocol]]:
+    """All protocols by key."""
+    from mimbench.protocol import Protocol
+
+    table: dict[str, type[Protocol]] = {}
+    for cls in _package_classes("protocols", Protocol):
+        if "key" in vars(cls):
+            _add(table, "protocol", cls.key, cls)
+    for _, cls in _entry_points("protocol"):
+        _add(table, "protocol", cls.key, cls)
+    return dict(sorted(table.items()))
+
+
+def find_method(key: str) -> type[Method]:
+    """The method called ``key``; raises UnknownName with near matches."""
+    if key not in methods():
+        raise unknown("method", key, methods(), "mimbench methods lists all")
+    return methods()[key]
+
+
+def find_protocol(key: str) -> type[Protocol]:
+    """The protocol called ``key``; raises UnknownName with near matches."""
+    if key not in protocols():
+        raise unknown("protocol", key, protocols(), "mimbench protocols lists all")
+    return protocols()[key]
+
+
+def build_backbone(name: str, image_size: int, **options: Any) -> nn.Module:
+    """A freshly initialised backbone such as ``vit_tiny_patch16`` for square images of ``image_size``.
+
+    Raises UserError for an unknown name or a patch size that does not divide the image.
+    """
+    from method_zoo.backbones import build
+
+    for key, builder in _entry_points("backbone"):
+        if re.fullmatch(key, name):
+            return builder(name, image_size, **options)
+    return build(name, image_size, **options)
+
+
+def load_tokenizer(path: Path) -> nn.Module:
+    """A frozen tokenizer (``mimbench.method.Tokenizer``) from OpenAI's dVAE file or a product of ours."""
+    from method_zoo.parts.tokenizers import load_tokenizer as load
+
+    return load(path)

@@ -1,0 +1,195 @@
+"""The vocabulary as data: what is asked for, what is done and what came out. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+External = Literal["none", "tokenizer", "teacher", "labels"]
+Role = Literal["method", "floor", "ceiling", "tokenizer"]
+
+
+def canonical(content: Any) -> str:
+    """JSON with sorted keys and no spaces; equal contents give equal text. NaN is refused."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(content: Any, length: int = 16) -> str:
+    """The first ``length`` hex digits of the SHA-256 of ``content``'s canonical JSON."""
+    return hashlib.sha256(canonical(content).encode()).hexdigest()[:length]
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def content(self) -> dict[str, Any]:
+        """The fields as plain JSON data."""
+        return self.model_dump(mode="json")
+
+
+class Augmentation(Spec):
+    """What a training image goes through: random resized crop, flip, colour jitter."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    flip: bool = True
+    color_jitter: float = 0.0  # brightness, contrast and saturation strength
+
+
+class Recipe(Spec):
+    """An optimisation recipe. Durations are shares of the run, so that short runs keep its shape."""
+
+    base_lr: float
+    lr_rule: Literal["per_256", "per_512", "absolute"] = "per_256"
+    batch_size: int  # the effective batch it was published with
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the run; published warm-up / published epochs
+    warmup_start_lr: float = 0.0
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    milestones: tuple[float, ...] = ()  # multistep: shares of the run after which lr falls tenfold
+    min_lr: float = 0.0  # absolute, at the published batch
+    clip_grad: float | None = None
+    drop_path: float = 0.0
+    augmentation: Augmentation = Augmentation()
+    source: str
+
+    def lr(self, batch_size: int) -> float:
+        """Peak learning rate at an effective ``batch_size``, by this recipe's own rule."""
+        if self.lr_rule == "absolute":
+            # A published absolute rate belongs to the published batch; linear scaling keeps its meaning.
+            return self.base_lr * batch_size / self.batch_size
+        return self.base_lr * batch_size / (256 if self.lr_rule == "per_256" else 512)
+
+
+class Readout(Spec):
+    """How tokens become one vector: which layer, which norm, which token."""
+
+    layer: int = Field(-1, le=-1)  # counted from the end: -1 is the last block
+    norm: Literal["final", "raw"] = "final"  # through the encoder's final norm, or as the block left it
+    token: Literal["cls", "mean", "cls+mean"] = "mean"
+
+    @property
+    def label(self) -> str:
+        return f"{self.token}@{self.layer}" + ("" if self.norm == "final" else "/raw")
+
+    @property
+    def parts(self) -> tuple[Readout, ...]:
+        """The single-token readouts it is a concatenation of."""
+        return tuple(self.model_copy(update={"token": t}) for t in self.token.split("+"))
+
+
+class Card(Spec):
+    """What is known of a method: where it comes from, where the survey files it, how it is trained."""
+
+    key: str
+    name: str
+    paper: str  # title
+    authors: str = ""
+    year: int | None = None
+    arxiv: str = ""
+    code: str = ""  # official repository
+    role: Role = "method"
+    # taxonomy of "Masked Image Modeling: A Survey" (arXiv 2408.06687)
+    scheme: Literal["reconstruction", "contrastive", "both", "none"]
+    masking: str
+    target: str
+    architecture: str
+    objective: str
+    external: External = "none"
+    version: int = 1  # raised whenever the same settings give another result
+    recipe: Recipe | None  # None: never trained
+    readout: Readout = Readout()
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    backbone: dict[str, Any] = {}  # architecture options the method asks of the backbone
+    parity: Literal["verified", "no official code", "baseline"]
+    weights: tuple[str, ...] = ()  # official weights
+    notes: str = ""  # where official code and paper part, and which this follows
+
+    @model_validator(mode="after")
+    def _complete(self) -> Card:
+        if self.role == "method" and not (self.arxiv and self.recipe and self.year):
+            raise ValueError(f"the card of {self.key!r} lacks its arXiv number, year or recipe")
+        return self
+
+
+class Budget(Spec):
+    """How long pre-training lasts."""
+
+    unit: Literal["epochs", "images", "flops", "hours"] = "epochs"
+    amount: float = Field(gt=0)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+
+class Setting(Spec):
+    """Everything held identical across the rows of one table."""
+
+    data: str  # the dataset's name, for people
+    fingerprint: str  # of all splits' content, for identity
+    image_size: int = Field(gt=0)
+    backbone: str
+    budget: Budget
+    recipe: Literal["paper", "shared"]
+    batch_size: int = Field(gt=0)  # effective: over accumulation and processes
+    precision: Literal["fp32", "bf16", "fp16"]
+
+    @property
+    def label(self) -> str:
+        return (
+            f"{self.data} · {self.image_size} px · {self.backbone} · {self.budget} · "
+            f"{self.recipe} recipe · batch {self.batch_size} · {self.precision}"
+        )
+
+
+class Job(Spec):
+    """One unit of work. ``content`` is all that decides its result; ``needs`` are ids of jobs it feeds on."""
+
+    kind: Literal["tokenizer", "pretrain", "evaluate"]
+    name: str  # for people: "mae[mask_ratio=0.9] seed 0"
+    content: dict[str, Any]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return content_hash({"kind": self.kind, "content": self.content, "needs": sorted(self.needs)})
+
+
+FORMAT = 1  # of a record file; raised when an older reader would misread it
+
+
+class Record(Spec):
+    """The JSON result of one job: the truth that tables are derived from."""
+
+    format: int = FORMAT
+    id: str  # the job's
+    kind: Literal["tokenizer", "pretrain", "evaluate"]
+    name: str
+    status: Literal["done", "failed"]
+    error: str | None = None  # one sentence, when failed
+    traceback: str | None = None
+    content: dict[str, Any]  # the job's
+    needs: dict[str, str] = {}  # needed job id -> sha256 of the product that was used
+    product: dict[str, str] = {}  # file name -> sha256
+    metrics: dict[str, float] = {}
+    outcomes: dict[str, Any] = {}  # per-sample results, see records.pack_hits
+    selection: dict[str, Any] = {}  # candidates, their validation scores, the one chosen
+    cost: dict[str, Any] = {}  # see cost.Cost
+    curve: list[dict[str, float]] = []  # learning curve
+    data: dict[str, Any] = {}  # split fingerprints, sizes, skipped files
+    environment: dict[str, Any] = {}
+    started: str  # ISO 8601, UTC
+    finished: str
