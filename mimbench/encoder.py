@@ -50,7 +50,7 @@ class Backbone(Protocol):
         layers: Sequence[int] = (),
         attention: bool = False,
     ) -> Encoded:
-        """images: normalised [B, 3, H, W]; mask: bool [B, N], True = hidden; layers: from the end, -1 last."""
+        """images: normalised [B, 3, H, W]; mask: bool [B, N], True = hidden; layers: from the end, -1 last"""
         ...
 
     def final_norm(self, tokens: Tensor) -> Tensor: ...

@@ -14,13 +14,13 @@ class UserError(Exception):
     """
 
 
-class UnknownName(UserError, LookupError):
+class UnknownNameError(UserError, LookupError):
     """A name that nothing is registered under; the message suggests near matches."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str], see: str = "") -> UnknownName:
+def unknown(kind: str, name: str, known: Iterable[str], see: str = "") -> UnknownNameError:
     """Build the error for an unknown ``name`` of a ``kind``, with near matches out of ``known``."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}"
-    return UnknownName(f"no {kind} is called {name!r}; {hint}" + (f" ({see})" if see else ""))
+    return UnknownNameError(f"no {kind} is called {name!r}; {hint}" + (f" ({see})" if see else ""))

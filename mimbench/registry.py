@@ -95,14 +95,14 @@ def protocols() -> dict[str, type[Protocol]]:
 
 
 def find_method(key: str) -> type[Method]:
-    """The method called ``key``; raises UnknownName with near matches."""
+    """The method called ``key``; raises UnknownNameError with near matches."""
     if key not in methods():
         raise unknown("method", key, methods(), "mimbench methods lists all")
     return methods()[key]
 
 
 def find_protocol(key: str) -> type[Protocol]:
-    """The protocol called ``key``; raises UnknownName with near matches."""
+    """The protocol called ``key``; raises UnknownNameError with near matches."""
     if key not in protocols():
         raise unknown("protocol", key, protocols(), "mimbench protocols lists all")
     return protocols()[key]
