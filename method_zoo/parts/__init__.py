@@ -1,0 +1,1 @@
+"""What methods share: masking, targets, decoders, losses, moving averages, tokenizers."""

@@ -1,0 +1,183 @@
+"""Which patches are hidden.
+
+A sampler is called as ``sampler(keys, grid)`` with one int64 key a sample (``Step.keys``, [B]) and the
+patch grid (H, W); it returns bool [B, N], True = hidden, N = H·W in raster order. A row depends on its
+own key alone: neither the batch it came in nor the process that drew it changes it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimbench import rng
+from mimbench.errors import UserError
+
+
+def random_scores(keys: Tensor, n: int, purpose: str = "mask") -> Tensor:
+    """Uniform scores in [0, 1), float32 [B, n]: sorted, they give a random order of ``n`` patches."""
+    return rng.uniform(keys, n, purpose)
+
+
+def mask_from_scores(scores: Tensor, n_hidden: int) -> Tensor:
+    """Hide the ``n_hidden`` patches of the largest scores; bool [B, N], as many in each row.
+
+    Of equal scores the earlier patch is hidden first. scores: [B, N].
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    return mask.scatter_(1, order[:, :n_hidden], True)
+
+
+def _check_leaves_both(n_hidden: int, n: int, asked: str, grid: tuple[int, int]) -> int:
+    if not 0 < n_hidden < n:
+        what = "every patch" if n_hidden >= n else "no patch"
+        raise UserError(
+            f"a mask of {asked} hides {what} of the {grid[0]}x{grid[1]} patch grid; "
+            "choose a ratio that leaves some hidden and some visible, or a smaller patch size"
+        )
+    return n_hidden
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 < ratio < 1:
+        raise UserError(f"the mask ratio must lie between 0 and 1, got {ratio:g}; 0.75 hides three in four")
+
+
+@dataclass(frozen=True)
+class RandomMask:
+    """Cells of ``unit`` x ``unit`` patches, each equally likely to be hidden.
+
+    ``unit=1`` is MAE's random masking (arXiv:2111.06377), which keeps int(N·(1 - ratio)) patches;
+    larger units are SimMIM's (arXiv:2111.09886), which hide ceil(cells·ratio) cells. The rounding of
+    both is the official code's.
+    """
+
+    ratio: float
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+        if self.unit < 1:
+            raise UserError(f"the mask unit must be at least 1 patch, got {self.unit}")
+
+    def hidden_cells(self, grid: tuple[int, int]) -> int:
+        """How many cells are hidden on ``grid``; UserError where cells do not tile it or none is left."""
+        height, width = grid
+        if height % self.unit or width % self.unit:
+            raise UserError(
+                f"mask cells of {self.unit}x{self.unit} patches do not tile the {height}x{width} patch grid; "
+                f"choose a mask unit that divides {math.gcd(height, width)}"
+            )
+        cells = (height // self.unit) * (width // self.unit)
+        hidden = cells - int(cells * (1 - self.ratio)) if self.unit == 1 else math.ceil(cells * self.ratio)
+        asked = f"ratio {self.ratio:g} in cells of {self.unit}x{self.unit} patches"
+        return _check_leaves_both(hidden, cells, asked, grid)
+
+    def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
+        n_hidden = self.hidden_cells(grid)
+        rows, columns = grid[0] // self.unit, grid[1] // self.unit
+        cells = mask_from_scores(random_scores(keys, rows * columns), n_hidden)
+        if self.unit == 1:
+            return cells
+        blocks = cells.view(-1, rows, 1, columns, 1).expand(-1, -1, self.unit, -1, self.unit)
+        return blocks.reshape(len(keys), -1)
+
+
+_ATTEMPTS = 10  # per block, as published
+_CHUNK = 16  # attempts whose random numbers are drawn together
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """Rectangles of random size and shape until enough patches are hidden (BEiT, arXiv:2106.08254, Alg. 1).
+
+    Each block's area is uniform between ``min_block`` and what is still missing (at most ``max_block``),
+    its aspect ratio log-uniform in [min_aspect, 1 / min_aspect]. A block that would hide nothing new or
+    too much is drawn again; after 10 failures in a row the row stays as it is, so that rows may hide a
+    few patches fewer than asked. ``exact=True`` then hides further patches at random, as BEiT v2
+    (arXiv:2208.06366) does, which makes the count equal over the batch.
+
+    Give the amount as ``ratio`` of the grid or as ``count`` of patches.
+    """
+
+    ratio: float | None = None
+    count: int | None = None
+    min_block: int = 16
+    max_block: int | None = None
+    min_aspect: float = 0.3
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.count is None):
+            raise UserError("a block mask takes either a ratio or a count of patches to hide, not both")
+        if self.ratio is not None:
+            _check_ratio(self.ratio)
+        if not 0 < self.min_aspect <= 1:
+            raise UserError(f"the aspect ratio's lower bound must lie in (0, 1], got {self.min_aspect:g}")
+        if self.min_block < 1 or (self.max_block is not None and self.max_block < self.min_block):
+            raise UserError(
+                f"block areas must satisfy 1 <= min_block <= max_block, "
+                f"got {self.min_block} and {self.max_block}"
+            )
+
+    def n_hidden(self, grid: tuple[int, int]) -> int:
+        """How many patches of ``grid`` are asked to be hidden."""
+        n = grid[0] * grid[1]
+        if self.count is not None:
+            return _check_leaves_both(self.count, n, f"{self.count} patches", grid)
+        assert self.ratio is not None
+        return _check_leaves_both(round(n * self.ratio), n, f"ratio {self.ratio:g}", grid)
+
+    def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
+        wanted = self.n_hidden(grid)
+        # Data-dependent loops are faster on the CPU, wherever the model runs.
+        host = keys.detach().cpu()
+        mask = torch.from_numpy(self._blocks(host, grid, wanted)).flatten(1)
+        if self.exact:
+            # Hidden patches come first in the order, then the others at random.
+            mask = mask_from_scores(random_scores(host, mask.shape[1], "mask/rest") + mask, wanted)
+        return mask.to(keys.device, non_blocking=True)
+
+    def _blocks(self, keys: Tensor, grid: tuple[int, int], wanted: int) -> np.ndarray:
+        """Draw blocks for all rows at once, one attempt a turn; rows that are done drop out. [B, H, W]"""
+        height, width = grid
+        mask = np.zeros((len(keys), height, width), dtype=bool)
+        missing = np.full(len(keys), wanted)
+        failures = np.zeros(len(keys), dtype=np.int64)
+        smallest = min(self.min_block, wanted)
+        largest = wanted if self.max_block is None else min(self.max_block, wanted)
+        rows, columns = np.arange(height), np.arange(width)
+
+        turn = 0
+        alive = np.arange(len(keys))
+        while len(alive):
+            if turn % _CHUNK == 0:  # a purpose a chunk: a row's draws must not depend on other rows' turns
+                draws = rng.uniform(keys, 4 * _CHUNK, f"mask/blocks/{turn // _CHUNK}").double().numpy()
+                draws = draws.reshape(len(keys), _CHUNK, 4)
+            area, aspect, top, left = draws[alive, turn % _CHUNK].T
+            limit = np.minimum(missing[alive], largest)
+            area = smallest + area * (limit - smallest)
+            aspect = np.exp(math.log(self.min_aspect) * (1 - 2 * aspect))
+            tall = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+            wide = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+            top = (top * (height - tall + 1)).astype(np.int64)[:, None]
+            left = (left * (width - wide + 1)).astype(np.int64)[:, None]
+
+            in_rows = (rows >= top) & (rows < top + tall[:, None])
+            in_columns = (columns >= left) & (columns < left + wide[:, None])
+            block = in_rows[:, :, None] & in_columns[:, None, :]
+            added = np.count_nonzero(block & ~mask[alive], axis=(1, 2))
+            accepted = (tall < height) & (wide < width) & (added > 0) & (added <= limit)
+
+            taken = alive[accepted]
+            mask[taken] |= block[accepted]
+            missing[taken] -= added[accepted]
+            failures[alive] = np.where(accepted, 0, failures[alive] + 1)
+            alive = alive[(missing[alive] > 0) & (failures[alive] < _ATTEMPTS)]
+            turn += 1
+        return mask
