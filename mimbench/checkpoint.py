@@ -1,0 +1,267 @@
+"""Weights and training checkpoints on disk: written all or nothing, loaded strictly.
+
+Weights are safetensors files. A training checkpoint is a ``torch.save`` of plain containers and
+tensors, read back with ``weights_only=True``, so no file ever runs code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from mimbench.encoder import Encoder
+from mimbench.errors import UserError
+
+FORMAT = 1  # of both kinds of file; raised when an older reader would misread one
+ENCODER_FILE = "encoder.safetensors"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Let ``write`` fill ``path``, all or nothing: until everything is on disk the old file stays.
+
+    Raises UserError when the disk is full or the folder cannot be written; the old file is unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cause = "the disk is full" if full else error.strerror or str(error)
+        raise UserError(
+            f"cannot write {path}: {cause}; {'free some space' if full else 'make its folder writable'} and "
+            "run the same command again (what was there before is unharmed)"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut (POSIX; elsewhere folders cannot be opened)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse_non_finite(state: Mapping[str, Tensor], what: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"tensor {name!r} of {what} holds NaN or infinity; such weights are not usable")
+
+
+def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> str:
+    """Write a module's state dict as safetensors with ``metadata`` under the key ``mimbench``; its sha256.
+
+    Raises UserError for NaN or infinity in a tensor, and for a full disk (the old file then stays).
+    """
+    path = Path(path)
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory; tied weights are written out twice
+        state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    _refuse_non_finite(state, path.name)
+    content = to_safetensors(state, {"mimbench": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
+    write_atomically(path, lambda file: file.write(content) and None)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and metadata of a file: ours (safetensors), or a foreign safetensors or PyTorch file.
+
+    A foreign PyTorch file is read with ``weights_only=True`` and unwrapped from the usual
+    ``model`` / ``state_dict`` key; its metadata is empty. Raises UserError where nothing can be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}; check the path")
+    if path.suffix != ".safetensors":
+        loaded = _read_torch(path, "give a .safetensors file or a PyTorch state dict")
+        for key in ("model", "state_dict"):
+            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+        if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+            raise UserError(f"{path} holds no state dict (names and tensors); export one from it first")
+        return loaded, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {}).get("mimbench", "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); delete it and make it again"
+        ) from error
+    if metadata.get("format", FORMAT) > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer mimbench (format {metadata['format']}, this one reads {FORMAT}); "
+            "upgrade mimbench"
+        )
+    return state, metadata
+
+
+def load_weights(
+    module: nn.Module, path: Path, expected_lost: Iterable[str] = (), expected_fresh: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Load a weights file into ``module`` strictly; the file's metadata.
+
+    expected_lost: prefixes of names the file has and the module may lack ("decoder.").
+    expected_fresh: prefixes of names the module has and the file may lack; they keep their values.
+    Any other difference, another shape or a non-finite tensor raises UserError that names it.
+    """
+    state, metadata = read_weights(path)
+    load_state(module, state, str(path), expected_lost, expected_fresh)
+    return metadata
+
+
+def load_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    expected_lost: Iterable[str] = (),
+    expected_fresh: Iterable[str] = (),
+) -> None:
+    """``load_weights`` for a state dict at hand (renamed foreign weights, say) that came from ``source``."""
+    lost, fresh = tuple(expected_lost), tuple(expected_fresh)
+    own = module.state_dict()
+    misfit = f"{source} does not fit {type(module).__name__}"
+    unexpected = sorted(k for k in state if k not in own and not k.startswith(lost))
+    missing = sorted(k for k in own if k not in state and not k.startswith(fresh))
+    if unexpected or missing:
+        parts = [f"lacks {', '.join(missing)}"] * bool(missing)
+        parts += [f"has the unexpected {', '.join(unexpected)}"] * bool(unexpected)
+        raise UserError(f"{misfit}: it {' and '.join(parts)}; use the matching weights")
+    shared = {k: v for k, v in state.items() if k in own}
+    for name, tensor in shared.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{misfit}: {name!r} has shape {list(tensor.shape)}, expected {list(own[name].shape)}; "
+                "use weights of the same architecture and image size"
+            )
+    _refuse_non_finite(shared, source)
+    module.load_state_dict({**own, **shared}, strict=True)
+
+
+def encoder_metadata(encoder: nn.Module, card: Any) -> dict[str, Any]:
+    """What ``load_encoder`` needs beside the weights: the backbone's config and the card's facts."""
+    return {
+        "backbone_config": encoder.config,
+        "mean": list(card.mean),
+        "std": list(card.std),
+        "method": card.key,
+        "card_version": card.version,
+    }
+
+
+def load_encoder(path: Path | str) -> Encoder:
+    """The sealed encoder of a pre-training product: an ``encoder.safetensors`` or the folder that holds it.
+
+    Raises UserError for a missing or foreign file and for weights that do not fit the named backbone.
+    """
+    from mimbench.registry import build_backbone
+
+    path = Path(path)
+    if path.is_dir():
+        path = path / ENCODER_FILE
+    state, metadata = read_weights(path)
+    if not {"backbone_config", "mean", "std"} <= metadata.keys():
+        raise UserError(
+            f"{path} does not say which backbone it belongs to; give an {ENCODER_FILE} that mimbench wrote"
+        )
+    backbone = build_backbone(**metadata["backbone_config"])
+    load_state(backbone, state, str(path))
+    return Encoder(backbone, metadata["mean"], metadata["std"])
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a training checkpoint: plain containers, numbers, strings and tensors. Atomic, see above."""
+
+    def write(file: IO[bytes]) -> None:
+        guarded = _Remembering(file)
+        try:
+            torch.save({"format": FORMAT, **content}, guarded)
+        except RuntimeError:  # torch's writer reports a failed write without its cause
+            if guarded.error is None:
+                raise
+            raise guarded.error from None
+
+    write_atomically(Path(path), write)
+
+
+def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
+    """The content of a training checkpoint, on the CPU; None where there is no file.
+
+    Raises UserError when it is damaged, of a newer format, or belongs to another ``identity`` (a hash
+    of everything the run depends on).
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    advice = "delete it to train from the start"
+    content = _read_torch(path, advice)
+    if not isinstance(content, dict) or "identity" not in content:
+        raise UserError(f"{path} is not a training checkpoint of mimbench; {advice}")
+    if content["format"] > FORMAT:
+        raise UserError(
+            f"the training checkpoint {path} was written by a newer mimbench; upgrade, or {advice}"
+        )
+    if content["identity"] != identity:
+        raise UserError(
+            f"the training checkpoint {path} belongs to a run with other settings or data; {advice}"
+        )
+    return content
+
+
+def _read_torch(path: Path, advice: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); {advice}") from error
+
+
+class _Remembering:
+    """A file that keeps the OSError of a failed write."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
