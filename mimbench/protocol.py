@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mimbench.errors import UserError
+
 if TYPE_CHECKING:
     from mimbench.data import Dataset
     from mimbench.encoder import Encoder
@@ -46,6 +48,15 @@ class Protocol:
     version: ClassVar[int]
     metric: ClassVar[str] = "top1"
     summary: ClassVar[str]  # one sentence for ``mimbench protocols``
+
+    def check(self, data: Dataset) -> None:
+        """Raise UserError for what is known not to work on this data (labels, sizes) before any work starts."""
+        if data.classes is None:
+            raise UserError(
+                f"{self.key} needs labels, which {data.name} has none of; give a labelled dataset"
+            )
+        if len(data.classes) < 2:
+            raise UserError(f"{self.key} needs at least 2 classes, {data.name} has {len(data.classes)}")
 
     def evaluate(self, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:
         """Choose on validation, open test once, return per-sample outcomes. Prints and writes nothing."""

@@ -26,10 +26,14 @@ def content_hash(content: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(content).encode()).hexdigest()[:length]
 
 
-class Spec(BaseModel):
-    """Base of all specs: frozen, and a misspelt field is an error."""
+class Frozen(BaseModel):
+    """Base of all data here: frozen, and a misspelt field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spec(Frozen):
+    """Base of what goes into a job's content."""
 
     def content(self) -> dict[str, Any]:
         """The fields as plain JSON data."""
@@ -155,7 +159,7 @@ class Setting(Spec):
         )
 
 
-class Job(Spec):
+class Job(Frozen):
     """One unit of work. ``content`` is all that decides its result; ``needs`` are ids of jobs it feeds on."""
 
     kind: Literal["tokenizer", "pretrain", "evaluate"]
@@ -171,7 +175,7 @@ class Job(Spec):
 FORMAT = 1  # of a record file; raised when an older reader would misread it
 
 
-class Record(Spec):
+class Record(Frozen):
     """The JSON result of one job: the truth that tables are derived from."""
 
     format: int = FORMAT
