@@ -66,10 +66,8 @@ def _axis_weights(start: Tensor, length: Tensor, bins: int, size: int, sampling_
     a bin and are interpolated linearly; more than one unit outside they count as zero.
     """
     bin_size = length / bins
-    if sampling_ratio > 0:
-        samples = torch.full_like(length, sampling_ratio)
-    else:
-        samples = bin_size.ceil().clamp(min=0)
+    fixed = sampling_ratio > 0
+    samples = torch.full_like(length, sampling_ratio) if fixed else bin_size.ceil().clamp(min=0)
     most = int(samples.max())
     step = torch.arange(most, dtype=start.dtype)
     inside = step < samples[:, None]  # [K, most]
@@ -103,7 +101,7 @@ def _by_image(
     if not aligned:
         length = length.clamp(min=1)
     image_of = rois[:, 0].long()
-    if len(rois) and not (0 <= int(image_of.min()) and int(image_of.max()) < batch):
+    if ((image_of < 0) | (image_of >= batch)).any():
         raise RuntimeError(f"roi_align got a region of an image outside the batch of {batch}")
     for image in image_of.unique().tolist():
         which = (image_of == image).nonzero().squeeze(1)
@@ -196,20 +194,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.shape = image.shape
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    scale, rows, columns, sampling_ratio, aligned = ctx.how
-    (rois,) = ctx.saved_tensors
-    back = torch.ops.torchvision._roi_align_backward(
-        grad, rois, scale, rows, columns, *ctx.shape, sampling_ratio, aligned
-    )
-    return back, None, None, None, None, None, None
-
-
 def declare(library: torch.library.Library) -> None:
     """Define the four operators in ``library``, with CPU kernels, shapes for tracing and a gradient."""
     for schema, kernel in _SCHEMAS.items():
         library.define(schema)
         library.impl(schema.partition("(")[0], kernel, "CPU")
+    operators = getattr(torch.ops, library.ns)
+
+    def gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale, rows, columns, sampling_ratio, aligned = ctx.how
+        (rois,) = ctx.saved_tensors
+        back = operators._roi_align_backward(
+            grad, rois, scale, rows, columns, *ctx.shape, sampling_ratio, aligned
+        )
+        return back, None, None, None, None, None, None
+
+    torch.library.register_autograd(f"{library.ns}::roi_align", gradient, setup_context=_save, lib=library)
     torch.library.register_fake(
         f"{library.ns}::roi_align",
         lambda image, rois, scale, rows, columns, *how: image.new_empty(
@@ -224,7 +224,6 @@ def declare(library: torch.library.Library) -> None:
         ),
         lib=library,
     )
-    torch.library.register_autograd(f"{library.ns}::roi_align", _gradient, setup_context=_save, lib=library)
 
 
 def mismatch() -> str | None:
@@ -241,7 +240,8 @@ def mismatch() -> str | None:
     try:
         torch.ops.load_library(library)  # what torchvision does first; a second load is free
     except OSError as error:
-        return f"torchvision's compiled operators do not load under torch {torch.__version__}: {error.__cause__ or error}"
+        why = error.__cause__ or error
+        return f"torchvision's compiled operators do not load under torch {torch.__version__}: {why}"
     return None
 
 
