@@ -49,8 +49,10 @@ class Backbone(Protocol):
         fill: Literal["drop", "token"] = "drop",
         layers: Sequence[int] = (),
         attention: bool = False,
+        keys: Tensor | None = None,
     ) -> Encoded:
-        """images: normalised [B, 3, H, W]; mask: bool [B, N], True = hidden; layers: from the end, -1 last"""
+        """images: normalised [B, 3, H, W]; mask: bool [B, N], True = hidden; layers: from the end, -1 last;
+        keys: int64 [B], what random parts such as drop path depend on (``Step.keys``) while training"""
         ...
 
     def final_norm(self, tokens: Tensor) -> Tensor: ...
@@ -80,7 +82,7 @@ class Encoder(nn.Module):
 
     @property
     def has_cls(self) -> bool:
-        return bool(self.backbone.config.get("cls_token", True))
+        return bool(self.backbone.config.get("cls_token", False))
 
     def _normalised(self, images: Tensor) -> Tensor:
         size = self.image_size

@@ -1,0 +1,36 @@
+"""Backbones by name: ``vit_{micro,tiny,small,base,large}_patch{P}`` and ``pixels``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from method_zoo.backbones.pixels import Pixels
+from method_zoo.backbones.vit import SIZES, ViT
+from mimbench.errors import UserError, unknown
+
+
+def build(name: str, image_size: int, **options: Any) -> nn.Module:
+    """A freshly initialised backbone for square images of ``image_size`` pixels.
+
+    ``options`` are the keyword arguments of the backbone's class. The result's ``config`` holds all of
+    them, so that ``build(**config)`` rebuilds it.
+
+    Raises UnknownNameError for an unknown name, UserError for patches that do not tile the image.
+    """
+    if name == "pixels":
+        return Pixels(name=name, image_size=image_size, **options)
+    match = re.fullmatch(r"vit_([a-z]+)_patch([1-9]\d*)", name)
+    if match is None or match[1] not in SIZES:
+        patch = match[2] if match else "16"
+        raise unknown("backbone", name, [*(f"vit_{size}_patch{patch}" for size in SIZES), "pixels"])
+    size, patch_size = SIZES[match[1]], int(match[2])
+    if image_size % patch_size:
+        below = image_size // patch_size * patch_size or patch_size
+        raise UserError(
+            f"backbone {name} cuts images into patches of {patch_size} pixels, which do not divide an "
+            f"image size of {image_size}; take an image size such as {below} or another patch size"
+        )
+    return ViT(name=name, image_size=image_size, patch_size=patch_size, **{**size, **options})

@@ -1,0 +1,312 @@
+"""One vision transformer for every method that needs one: it drops hidden patches or replaces them.
+
+Built of timm's blocks, so that fused attention and whatever timm improves come along. MAE's, BEiT's and
+SimMIM's encoders are settings of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mimbench.torchvision_compat  # noqa: F401  isort: skip
+from timm.layers import PatchEmbed, RelPosBias
+from timm.models.vision_transformer import Block
+
+from mimbench import rng
+from mimbench.encoder import Encoded
+from mimbench.errors import UserError
+
+SIZES: dict[str, dict[str, int]] = {
+    "micro": {"embed_dim": 96, "depth": 6, "num_heads": 3},  # for images of a few hundred pixels
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},  # DeiT (arXiv:2012.12877), as small
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv:2010.11929), as large
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+NORM_EPS = 1e-6  # of every layer norm, as in ViT, MAE, BEiT and SimMIM
+
+
+def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed 2-D position table, float32 [H·W, dim] in raster order.
+
+    The first half of the channels encodes x, the second y, each as dim/4 sines, then dim/4 cosines, of
+    frequencies 10000^(-4k/dim): the table of MAE (arXiv:2111.06377), computed in float64 as there.
+    """
+    if dim % 4:
+        raise UserError(f"sin-cos positions take a width that is a multiple of 4, got {dim}")
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (x, y)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
+class QueryValueBias(nn.Linear):
+    """A joint query-key-value projection whose key part has no bias, as in BEiT (arXiv:2106.08254)."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, self.weight, bias)
+
+
+def kept_patches(mask: Tensor) -> Tensor:
+    """Raster indices of the visible patches, int64 [B, n]. mask: bool [B, N], as many hidden in each row."""
+    visible = ~mask
+    counts = visible.sum(1)
+    if bool((counts != counts[0]).any()):
+        raise ValueError(
+            f"dropping patches takes a mask that hides equally many in each image, "
+            f"got between {int(mask.sum(1).min())} and {int(mask.sum(1).max())}"
+        )
+    return visible.nonzero()[:, 1].view(len(mask), -1)
+
+
+class ViT(nn.Module):
+    """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929) that takes a mask.
+
+    positions: added to the embedded patches: MAE's fixed table, a learned one (class token included), none.
+    rel_pos: BEiT's relative position bias on the attention: one table, one a block, none.
+    layer_scale: initial factor on each residual branch (arXiv:2103.17239); None leaves it out.
+    qkv_bias: on queries, keys and values, or on queries and values only.
+    drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block; grows linearly from 0.
+    mask_token: whether there is one, which ``encode(..., fill="token")`` asks for.
+    init: "mae" (Xavier) or "beit" (normal of 0.02, output projections scaled down by depth).
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int,
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        cls_token: bool = True,
+        positions: Literal["sincos", "learned", "none"] = "sincos",
+        rel_pos: Literal["none", "shared", "per_block"] = "none",
+        layer_scale: float | None = None,
+        qkv_bias: Literal["full", "query_value", "none"] = "full",
+        drop_path: float = 0.0,
+        mask_token: bool = False,
+        init: Literal["mae", "beit"] = "mae",
+    ):
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "name": name,
+            "image_size": image_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "cls_token": cls_token,
+            "positions": positions,
+            "rel_pos": rel_pos,
+            "layer_scale": layer_scale,
+            "qkv_bias": qkv_bias,
+            "drop_path": drop_path,
+            "mask_token": mask_token,
+            "init": init,
+        }
+        if embed_dim % num_heads:
+            raise UserError(f"a width of {embed_dim} does not divide into {num_heads} attention heads")
+        self.image_size, self.patch_size = image_size, patch_size
+        self.embed_dim, self.depth = embed_dim, depth
+        self.grid = (image_size // patch_size, image_size // patch_size)
+        self.drop_path = drop_path
+        self.prefix = int(cls_token)
+
+        self.patch_embed = PatchEmbed(image_size, patch_size, 3, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
+        n_patches = self.grid[0] * self.grid[1]
+        if positions == "sincos":
+            # Derived from the config, so it is not part of the state. The class token's row is zero.
+            table = F.pad(sincos_positions(embed_dim, self.grid), (0, 0, self.prefix, 0))
+            self.register_buffer("pos_embed", table[None], persistent=False)
+        elif positions == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + n_patches, embed_dim))
+        else:
+            self.pos_embed = None
+
+        tables = {"none": 0, "shared": 1, "per_block": depth}[rel_pos]
+        self.rel_pos = nn.ModuleList(RelPosBias(self.grid, num_heads, self.prefix) for _ in range(tables))
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias == "full",
+                init_values=layer_scale,
+                norm_layer=lambda width, **kwargs: nn.LayerNorm(width, eps=NORM_EPS, **kwargs),
+            )
+            for _ in range(depth)
+        )
+        if qkv_bias == "query_value":
+            for block in self.blocks:
+                block.attn.qkv = QueryValueBias(embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        {"mae": self._init_mae, "beit": self._init_beit}[init]()
+
+    def _init_mae(self) -> None:
+        """As facebookresearch/mae initialises: Xavier for every matrix, normal of 0.02 for tokens."""
+        xavier_(self)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.embed_dim, -1))
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        for token in (self.cls_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+        if isinstance(self.pos_embed, nn.Parameter):
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def _init_beit(self) -> None:
+        """As microsoft/unilm's beit initialises, truncated at one standard deviation as there."""
+        truncated_normal_(self)
+        for parameter in (self.cls_token, self.mask_token, self.pos_embed):
+            if isinstance(parameter, nn.Parameter):
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
+        for i, block in enumerate(self.blocks, start=1):
+            for projection in (block.attn.proj, block.mlp.fc2):
+                projection.weight.data.div_(math.sqrt(2 * i))
+        for bias in self.rel_pos:
+            nn.init.zeros_(bias.relative_position_bias_table)
+
+    def _embed(self, images: Tensor, kept: Tensor | None) -> Tensor:
+        """Embedded patches, [B, N, D], or of the kept ones only, [B, n, D]."""
+        batch, _, height, width = images.shape
+        p, (rows, columns) = self.patch_size, self.grid
+        if (height, width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"this backbone takes images of {self.image_size} x {self.image_size} pixels, "
+                f"got {height} x {width}"
+            )
+        # A convolution whose stride is its kernel is a matrix product over patches; taking the kept
+        # patches before it spares the product of the others.
+        patches = images.reshape(batch, 3, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(batch, rows * columns, -1)
+        if kept is not None:
+            patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        projection = self.patch_embed.proj
+        return F.linear(patches, projection.weight.flatten(1), projection.bias)
+
+    def _bias(self, table: RelPosBias, tokens: Tensor | None) -> Tensor:
+        """Attention bias [1, heads, T, T], or for the given tokens [B, t] only: [B, heads, t, t]."""
+        if tokens is None:
+            return table.get_bias()
+        full = self.prefix + self.grid[0] * self.grid[1]
+        index = table.relative_position_index.view(full, full)
+        index = index[tokens.unsqueeze(2), tokens.unsqueeze(1)]
+        return table.relative_position_bias_table[index].permute(0, 3, 1, 2).contiguous()
+
+    def _residual_scales(self, batch: int, keys: Tensor | None, like: Tensor) -> Tensor | None:
+        """What each branch of each block is multiplied with, [depth, 2, B, 1, 1]; None where all by 1."""
+        if not (self.training and self.drop_path):
+            return None
+        shape = (batch, self.depth, 2)
+        if keys is None:
+            draws = torch.rand(shape, device=like.device)
+        else:
+            draws = rng.uniform(keys, 2 * self.depth, "drop path").view(shape)
+        rates = torch.linspace(0, self.drop_path, self.depth, device=like.device).view(1, -1, 1)
+        scales = (draws >= rates) / (1 - rates)
+        return scales.permute(1, 2, 0)[..., None, None].to(like.dtype)
+
+    def encode(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        fill: Literal["drop", "token"] = "drop",
+        layers: Sequence[int] = (),
+        attention: bool = False,
+        keys: Tensor | None = None,
+    ) -> Encoded:
+        """Tokens of a batch of images.
+
+        images: normalised [B, 3, S, S]. mask: bool [B, N], True = hidden; the hidden patches are left
+        out (``fill="drop"``, equally many in each row) or replaced by the mask token. layers: blocks
+        whose output to give before the final norm, counted from the end (-1 is the last). attention:
+        also give the last block's attention probabilities, [B, heads, T, T]. keys: int64 [B], what
+        drop path's draws depend on; torch's generator where None.
+        """
+        if any(not -self.depth <= layer < 0 for layer in layers):
+            raise ValueError(f"layers count from the end, -1 to -{self.depth}; got {list(layers)}")
+        drop = mask is not None and fill == "drop"
+        kept = kept_patches(mask) if drop else None
+        x = self._embed(images, kept)
+        if mask is not None and not drop:
+            if self.mask_token is None:
+                raise ValueError("fill='token' takes a backbone built with mask_token=True")
+            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        tokens = None  # indices of the tokens that are there, class token included
+        if kept is not None:
+            tokens = F.pad(kept + self.prefix, (self.prefix, 0))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        if self.pos_embed is not None:
+            x = x + (self.pos_embed if tokens is None else self.pos_embed[0][tokens])
+
+        taps: dict[int, Tensor] = {}
+        probabilities = None
+        biases = [self._bias(table, tokens) for table in self.rel_pos]
+        scales = self._residual_scales(len(x), keys, x)
+        for i, block in enumerate(self.blocks):
+            bias = biases[i % len(biases)] if biases else None
+            if attention and i == self.depth - 1:
+                probabilities = attention_probabilities(block, x, bias)
+            if scales is None:
+                x = block(x, attn_mask=bias)
+            else:
+                x = x + scales[i, 0] * block.ls1(block.attn(block.norm1(x), attn_mask=bias))
+                x = x + scales[i, 1] * block.ls2(block.mlp(block.norm2(x)))
+            if i - self.depth in layers:
+                taps[i - self.depth] = x
+
+        cls, patches = self._split(self.norm(x))
+        return Encoded(cls, patches, kept, tuple(self._split(taps[i]) for i in layers), probabilities)
+
+    def _split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        return (x[:, 0] if self.prefix else None), x[:, self.prefix :]
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """The layer norm after the last block, on the last dimension."""
+        return self.norm(tokens)
+
+    def forward(self, images: Tensor) -> Encoded:
+        return self.encode(images)
+
+
+def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The attention probabilities [B, heads, T, T] of a block on its input x [B, T, D], by explicit softmax."""
+    attn = block.attn
+    q, k, _ = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def xavier_(module: nn.Module) -> None:
+    """Initialise every linear layer inside as MAE's code does: Xavier uniform, biases zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
+    """Initialise every linear and convolutional layer inside as BEiT's code does, biases zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=std, a=-std, b=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
