@@ -61,7 +61,8 @@ class Pixels(nn.Module):
             kept = (~mask).nonzero()[:, 1].view(len(mask), -1)
             patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
         cls = F.adaptive_avg_pool2d(images, self.side).flatten(1)
-        tokens = F.adaptive_avg_pool2d(patches.unflatten(2, (3, size, size)), min(self.side, size)).flatten(2)
+        squares = patches.reshape(-1, 3, size, size)
+        tokens = F.adaptive_avg_pool2d(squares, min(self.side, size)).reshape(*patches.shape[:2], -1)
         return Encoded(cls, tokens, kept, ((cls, tokens),) * len(layers), None)
 
     def final_norm(self, tokens: Tensor) -> Tensor:
