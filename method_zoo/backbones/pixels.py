@@ -22,7 +22,15 @@ class Pixels(nn.Module):
 
     depth = 1
 
-    def __init__(self, *, name: str = "pixels", image_size: int, patch_size: int = 16, side: int = 32):
+    def __init__(
+        self,
+        *,
+        name: str = "pixels",
+        image_size: int,
+        patch_size: int = 16,
+        side: int = 32,
+        cls_token: bool = True,
+    ):
         super().__init__()
         if image_size % patch_size:
             raise UserError(
@@ -34,7 +42,9 @@ class Pixels(nn.Module):
             "image_size": image_size,
             "patch_size": patch_size,
             "side": side,
+            "cls_token": cls_token,
         }
+        self.cls_token = cls_token
         self.patch_size = patch_size
         self.side = min(side, image_size)
         self.embed_dim = 3 * self.side**2
@@ -60,7 +70,7 @@ class Pixels(nn.Module):
         if mask is not None and fill == "drop":
             kept = (~mask).nonzero()[:, 1].view(len(mask), -1)
             patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
-        cls = F.adaptive_avg_pool2d(images, self.side).flatten(1)
+        cls = F.adaptive_avg_pool2d(images, self.side).flatten(1) if self.cls_token else None
         squares = patches.reshape(-1, 3, size, size)
         tokens = F.adaptive_avg_pool2d(squares, min(self.side, size)).reshape(*patches.shape[:2], -1)
         return Encoded(cls, tokens, kept, ((cls, tokens),) * len(layers), None)
