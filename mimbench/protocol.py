@@ -50,11 +50,9 @@ class Protocol:
     summary: ClassVar[str]  # one sentence for ``mimbench protocols``
 
     def check(self, data: Dataset) -> None:
-        """Raise UserError for what is known not to work on this data (labels, sizes) before any work starts."""
+        """Raise UserError for what cannot work on this data (labels, sizes), before any work starts."""
         if data.classes is None:
-            raise UserError(
-                f"{self.key} needs labels, which {data.name} has none of; give a labelled dataset"
-            )
+            raise UserError(f"{self.key} needs labels, {data.name} has none; give labelled data")
         if len(data.classes) < 2:
             raise UserError(f"{self.key} needs at least 2 classes, {data.name} has {len(data.classes)}")
 

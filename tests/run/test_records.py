@@ -133,5 +133,5 @@ def test_a_full_disk_leaves_the_old_record(folder):
 
 
 def test_reading_records_needs_no_torch():
-    code = "import sys; import mimbench.records; sys.exit('torch' in sys.modules)"
+    code = "import sys; import mimbench.records, mimbench.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
