@@ -116,7 +116,7 @@ def parse_settings(owner: str, cls: type, given: Mapping[str, Any]) -> dict[str,
         first = error.errors()[0]
         name, inner = str(first["loc"][0]), "".join(f"[{i}]" for i in first["loc"][1:] if isinstance(i, int))
         raise UserError(
-            f"{owner}.{name}={show(given[name])}: {inner + ' ' if inner else ''}{_reason(first['msg'])}"
+            f"{owner}.{name}={show(given[name])}: {inner + ' ' if inner else ''}{reason(first['msg'])}"
             f"{_default(cls, name)}"
         ) from error
 
@@ -157,6 +157,14 @@ def show(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(map(show, value)) + "]"
     return str(value)
+
+
+def reason(message: str) -> str:
+    """Pydantic's message as the second half of a sentence: "must be less than 1"."""
+    for start, ours in (("Input should be", "must be"), ("Value error, ", ""), ("Assertion failed, ", "")):
+        if message.startswith(start):
+            return ours + message.removeprefix(start)
+    return message[:1].lower() + message[1:]
 
 
 def parse_value(text: str) -> Any:
@@ -215,14 +223,6 @@ def _takes_bool(annotation: Any) -> bool:
 
 def _default(cls: type, name: str) -> str:
     return f" (default {show(defaults(cls)[name])})"
-
-
-def _reason(message: str) -> str:
-    """Pydantic's message as the second half of our sentence."""
-    for start, ours in (("Input should be", "must be"), ("Value error, ", ""), ("Assertion failed, ", "")):
-        if message.startswith(start):
-            return ours + message.removeprefix(start)
-    return message[:1].lower() + message[1:]
 
 
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "a multiple of"}
