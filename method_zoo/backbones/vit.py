@@ -18,6 +18,7 @@ import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.layers import PatchEmbed, RelPosBias
 from timm.models.vision_transformer import Block
 
+from method_zoo.parts.patches import patchify, take, where
 from mimbench import rng
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
@@ -59,16 +60,9 @@ class QueryValueBias(nn.Linear):
         return F.linear(x, self.weight, bias)
 
 
-def kept_patches(mask: Tensor) -> Tensor:
-    """Raster indices of the visible patches, int64 [B, n]. mask: bool [B, N], as many hidden in each row."""
-    visible = ~mask
-    counts = visible.sum(1)
-    if bool((counts != counts[0]).any()):
-        raise ValueError(
-            f"dropping patches takes a mask that hides equally many in each image, "
-            f"got between {int(mask.sum(1).min())} and {int(mask.sum(1).max())}"
-        )
-    return visible.nonzero()[:, 1].view(len(mask), -1)
+def layer_norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
+    """Layer norm with this family's epsilon, which is not torch's."""
+    return nn.LayerNorm(dim, eps=NORM_EPS, **kwargs)
 
 
 class ViT(nn.Module):
@@ -149,14 +143,14 @@ class ViT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias == "full",
                 init_values=layer_scale,
-                norm_layer=lambda width, **kwargs: nn.LayerNorm(width, eps=NORM_EPS, **kwargs),
+                norm_layer=layer_norm,
             )
             for _ in range(depth)
         )
         if qkv_bias == "query_value":
             for block in self.blocks:
                 block.attn.qkv = QueryValueBias(embed_dim)
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.norm = layer_norm(embed_dim)
         {"mae": self._init_mae, "beit": self._init_beit}[init]()
 
     def _init_mae(self) -> None:
@@ -184,19 +178,16 @@ class ViT(nn.Module):
 
     def _embed(self, images: Tensor, kept: Tensor | None) -> Tensor:
         """Embedded patches, [B, N, D], or of the kept ones only, [B, n, D]."""
-        batch, _, height, width = images.shape
-        p, (rows, columns) = self.patch_size, self.grid
-        if (height, width) != (self.image_size, self.image_size):
+        if tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
             raise ValueError(
-                f"this backbone takes images of {self.image_size} x {self.image_size} pixels, "
-                f"got {height} x {width}"
+                f"this backbone takes images [B, 3, {self.image_size}, {self.image_size}], "
+                f"got {list(images.shape)}"
             )
         # A convolution whose stride is its kernel is a matrix product over patches; taking the kept
         # patches before it spares the product of the others.
-        patches = images.reshape(batch, 3, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(batch, rows * columns, -1)
+        patches = patchify(images, self.patch_size, order="channel")
         if kept is not None:
-            patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+            patches = take(patches, kept)
         projection = self.patch_embed.proj
         return F.linear(patches, projection.weight.flatten(1), projection.bias)
 
@@ -242,7 +233,7 @@ class ViT(nn.Module):
         if any(not -self.depth <= layer < 0 for layer in layers):
             raise ValueError(f"layers count from the end, -1 to -{self.depth}; got {list(layers)}")
         drop = mask is not None and fill == "drop"
-        kept = kept_patches(mask) if drop else None
+        kept = where(~mask) if drop else None
         x = self._embed(images, kept)
         if mask is not None and not drop:
             if self.mask_token is None:
@@ -287,7 +278,7 @@ class ViT(nn.Module):
 
 
 def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Tensor:
-    """The attention probabilities [B, heads, T, T] of a block on its input x [B, T, D], by explicit softmax."""
+    """A block's attention probabilities [B, heads, T, T] on its input x [B, T, D], by explicit softmax."""
     attn = block.attn
     q, k, _ = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)

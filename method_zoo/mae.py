@@ -1,0 +1,96 @@
+"""MAE: masked autoencoders are scalable vision learners."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
+from method_zoo.parts.losses import squared_error
+from method_zoo.parts.masking import RandomMask
+from method_zoo.parts.patches import patchify, take, where
+from method_zoo.parts.targets import normalised
+from mimbench.encoder import Backbone
+from mimbench.method import Losses, Method, Step
+from mimbench.spec import Augmentation, Card, Readout, Recipe
+
+
+class MAE(Method):
+    """Masked autoencoder (He et al., 2022, arXiv:2111.06377).
+
+    The encoder sees the visible patches only; a narrow decoder, fed with mask tokens at the hidden
+    places, predicts their pixels, each patch normalised by its own mean and variance.
+    """
+
+    card = Card(
+        key="mae",
+        name="MAE",
+        paper="Masked Autoencoders Are Scalable Vision Learners",
+        authors="He, Chen, Xie, Li, Dollár, Girshick",
+        year=2022,
+        arxiv="2111.06377",
+        code="https://github.com/facebookresearch/mae",
+        scheme="reconstruction",
+        masking="random",
+        target="low level: normalised pixels",
+        architecture="ViT encoder on visible patches, transformer decoder",
+        objective="reconstruction (L2)",
+        recipe=Recipe(
+            base_lr=1.5e-4,
+            lr_rule="per_256",
+            batch_size=4096,
+            betas=(0.9, 0.95),
+            weight_decay=0.05,
+            warmup=40 / 800,
+            augmentation=Augmentation(crop_scale=(0.2, 1.0), interpolation="bicubic", flip=True),
+            source="facebookresearch/mae PRETRAIN.md, ViT-B/16 on ImageNet-1K, 800 epochs",
+        ),
+        readout=Readout(token="mean"),
+        backbone={"positions": "sincos", "init": "mae"},
+        parity="verified",
+        weights=(
+            "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth",
+            "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large.pth",
+            "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_huge.pth",
+        ),
+        notes=(
+            "The decoder keeps its published proportion to ViT-B (2/3 of the width and of the depth, 512 x 8 "
+            "at most), so that it stays light beside a small encoder; decoder_dim, decoder_depth and "
+            "decoder_heads set it. It is asked for the hidden patches only, in the order visible then "
+            "hidden, which gives the same loss as the official un-shuffled sequence. int(N(1 - ratio)) "
+            "patches stay visible, as in the code."
+        ),
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75,
+        norm_pix: bool = True,
+        decoder_dim: Annotated[int, Field(ge=4)] | None = None,
+        decoder_depth: Annotated[int, Field(ge=1)] | None = None,
+        decoder_heads: Annotated[int, Field(ge=1)] | None = None,
+    ):
+        super().__init__()
+        self.encoder = backbone
+        self.masking = RandomMask(mask_ratio)
+        self.norm_pix = norm_pix
+        dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
+        self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
+        self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
+
+    def forward(self, images: Tensor, step: Step) -> Losses:
+        return self.losses(images, self.masking(step.keys, self.encoder.grid), step.keys)
+
+    def losses(self, images: Tensor, mask: Tensor, keys: Tensor | None = None) -> Losses:
+        """Losses under a given mask, bool [B, N], True = hidden."""
+        hidden = where(mask)
+        encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
+        predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
+        target = take(patchify(images, self.encoder.patch_size), hidden)
+        if self.norm_pix:
+            target = normalised(target)
+        return Losses(reconstruction=squared_error(predicted, target).mean())

@@ -1,0 +1,81 @@
+"""From an encoder's tokens to predictions."""
+
+from __future__ import annotations
+
+import mimbench.torchvision_compat  # noqa: F401  isort: skip
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from method_zoo.backbones.vit import layer_norm, sincos_positions, xavier_
+from mimbench.encoder import Backbone, Encoded
+from mimbench.errors import UserError
+
+HEAD_WIDTH = 32  # of decoder attention: MAE's is 512 wide with 16 heads
+
+
+def decoder_size(
+    backbone: Backbone, dim: int | None = None, depth: int | None = None, heads: int | None = None
+) -> tuple[int, int, int]:
+    """Width, depth and heads of a decoder; what is None follows from the backbone.
+
+    MAE's decoder of 512 x 8 was made for ViT-B and L. The default keeps its proportion to ViT-B (2/3 of
+    the width, rounded to a multiple of 32, and 2/3 of the depth) and never exceeds it: beside a ViT-S the
+    full one costs more than the encoder.
+
+    Raises UserError where the width does not divide into the heads.
+    """
+    dim = dim or min(512, max(1, round(backbone.embed_dim * 512 / 768 / HEAD_WIDTH)) * HEAD_WIDTH)
+    depth = depth or min(8, max(1, round(backbone.depth * 8 / 12)))
+    heads = heads or max(1, dim // HEAD_WIDTH)
+    if dim % heads:
+        raise UserError(f"a decoder width of {dim} does not divide into {heads} heads; change decoder_heads")
+    return dim, depth, heads
+
+
+class MaskTokens(nn.Module):
+    """Turns the visible tokens of an encoder into a decoder's full sequence.
+
+    Projects them, appends a learned mask token for each hidden patch and adds fixed positions to both.
+    """
+
+    def __init__(self, encoder_dim: int, dim: int, grid: tuple[int, int]):
+        super().__init__()
+        self.embed = nn.Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("positions", sincos_positions(dim, grid), persistent=False)
+        xavier_(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, encoded: Encoded, hidden: Tensor | None = None) -> Tensor:
+        """[B, T, dim]: class token if any, visible patches, hidden patches in that order.
+
+        hidden: raster indices of the hidden patches, [B, m]; None appends none. A transformer with
+        positions does not care for the order, so nothing is shuffled back.
+        """
+        visible = self.positions if encoded.kept is None else self.positions[encoded.kept]
+        parts = [self.embed(encoded.patches) + visible]
+        if encoded.cls is not None:  # its position is zero, as in MAE
+            parts.insert(0, self.embed(encoded.cls).unsqueeze(1).to(parts[0].dtype))
+        if hidden is not None:
+            parts.append(self.mask_token + self.positions[hidden])
+        return torch.cat(parts, dim=1)
+
+
+class TransformerDecoder(nn.Module):
+    """Transformer blocks, a norm and a linear head on a sequence's last tokens (MAE, arXiv:2111.06377)."""
+
+    def __init__(self, dim: int, depth: int, heads: int, out_features: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth)
+        )
+        self.norm = layer_norm(dim)
+        self.head = nn.Linear(dim, out_features)
+        xavier_(self)
+
+    def forward(self, tokens: Tensor, last: int) -> Tensor:
+        """Predictions for the ``last`` tokens of [B, T, dim]: [B, last, out_features]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.norm(tokens[:, -last:]))

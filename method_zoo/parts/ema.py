@@ -1,0 +1,33 @@
+"""A teacher that is the moving average of its student."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from method_zoo.parts.frozen import Frozen
+
+
+class MovingAverage(Frozen):
+    """Exponential moving average of networks: ``average["encoder"]`` is a network like its original.
+
+    Starts as a copy. Held in the precision of the original's parameters, which under mixed precision is
+    float32. Buffers are copied, not averaged: counters and fixed tables have no mean.
+    """
+
+    def __init__(self, **networks: nn.Module):
+        super().__init__(**{name: deepcopy(network) for name, network in networks.items()})
+
+    @torch.no_grad()
+    def update(self, momentum: float, **networks: nn.Module) -> None:
+        """average = momentum · average + (1 - momentum) · student, for the networks given at the start."""
+        if networks.keys() != self.networks.keys():
+            raise ValueError(f"the average is over {sorted(self.networks)}, got {sorted(networks)}")
+        for name, student in networks.items():
+            average = self.networks[name]
+            for mean, value in zip(average.parameters(), student.parameters(), strict=True):
+                mean.lerp_(value, 1 - momentum)
+            for held, value in zip(average.buffers(), student.buffers(), strict=True):
+                held.copy_(value)
