@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +21,7 @@ from mimbench.errors import UserError, unknown
 if TYPE_CHECKING:
     from torch import nn
 
+    from mimbench.data.sources import Listing
     from mimbench.method import Method
     from mimbench.protocol import Protocol
 
@@ -91,6 +93,17 @@ def protocols() -> dict[str, type[Protocol]]:
             _add(table, "protocol", cls.key, cls)
     for _, cls in _entry_points("protocol"):
         _add(table, "protocol", cls.key, cls)
+    return dict(sorted(table.items()))
+
+
+@cache
+def datasets() -> dict[str, Callable[[str], Listing]]:
+    """All sources of images by the prefix of their spec, each a function of what follows the colon."""
+    from mimbench.data.sources import SOURCES
+
+    table: dict[str, Callable[[str], Listing]] = dict(SOURCES)
+    for name, source in _entry_points("dataset"):
+        _add(table, "dataset", name, source)
     return dict(sorted(table.items()))
 
 

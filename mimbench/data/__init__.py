@@ -1,0 +1,44 @@
+"""Images: where they come from, how they are divided, prepared, transformed and handed out.
+
+``open_dataset`` needs no torch; what hands out tensors is imported when first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mimbench.data.dataset import DataDefaults, Dataset, Split, open_dataset
+
+if TYPE_CHECKING:
+    from mimbench.data.loading import Batch, evaluation_batches, training_batches
+    from mimbench.data.transforms import EvalTransform, TrainTransform
+
+_LAZY = {
+    "Batch": "loading",
+    "evaluation_batches": "loading",
+    "training_batches": "loading",
+    "EvalTransform": "transforms",
+    "TrainTransform": "transforms",
+}
+
+__all__ = [
+    "Batch",
+    "DataDefaults",
+    "Dataset",
+    "EvalTransform",
+    "Split",
+    "TrainTransform",
+    "evaluation_batches",
+    "open_dataset",
+    "training_batches",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value  # also where a submodule has the function's name: ``check`` means the function
+    return value

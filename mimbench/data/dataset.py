@@ -1,0 +1,309 @@
+"""What the rest of mimbench sees of a dataset. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimbench import registry
+from mimbench.data.cache import cache_folder
+from mimbench.data.scan import Scan, scan
+from mimbench.data.sources.base import DataDefaults, Listing, Part
+from mimbench.data.splits import fingerprint, held_out
+from mimbench.data.store import Pixels, pixels, store_side
+from mimbench.errors import UserError, unknown
+from mimbench.progress import Progress, silent
+from mimbench.spec import content_hash
+
+VALIDATION_SHARE = 0.1  # of train, where a source gives no validation part
+
+
+class Split:
+    """One of train, validation and test.
+
+    labels: int64 [N], or None. fingerprint: SHA-256 hex over (encoded content, label) of every sample in
+    order; paths have no part in it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        labels: np.ndarray | None,
+        fingerprint: str,
+        pixels: Pixels,
+        positions: np.ndarray,
+        part: Part,
+        indices: np.ndarray,
+    ):
+        self.name = name
+        self.labels = labels
+        self.fingerprint = fingerprint
+        self._pixels = pixels
+        self._positions = positions  # of the samples, in ``pixels``
+        self._part = part
+        self._indices = indices  # of the samples, in ``part``
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        return f"<Split {self.name}: {len(self)} images, {self._pixels.kind}>"
+
+    def image(self, index: int) -> np.ndarray:
+        """Pixels uint8 [H, W, 3]. Do not write into them. Raises UserError if the file is gone meanwhile."""
+        return self._pixels.image(int(self._positions[index]))
+
+    def sample_id(self, index: int) -> str:
+        """A sample's name for people, such as its path below the dataset's root."""
+        return self._part.name(int(self._indices[index]))
+
+    @property
+    def storage(self) -> str:
+        """``prepared`` (decoded once, on disk) or ``streamed`` (decoded at each access)."""
+        return self._pixels.kind
+
+
+class Dataset:
+    """A dataset that is divided, checked and ready to be read. ``open_dataset`` makes one.
+
+    classes: names in the order of the labels; None: unlabelled, with train and validation only.
+    skipped: names of the broken images that were left out.
+    test_openings: how often the test split was handed out; an evaluation opens it once.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        listing: Listing,
+        splits: dict[str, Split],
+        skipped: tuple[str, ...],
+        rule: str,
+        store_side: int,
+    ):
+        self.spec = spec
+        self.name = listing.name
+        self.classes = listing.classes
+        self.defaults = listing.defaults
+        self.train = splits["train"]
+        self.validation = splits["validation"]
+        self._test = splits.get("test")
+        self.skipped = skipped
+        self.test_openings = 0
+        self._rule = rule
+        self._store_side = store_side
+        self._notes = listing.notes
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.name}: {self._sizes()}>"
+
+    @property
+    def test_fingerprint(self) -> str:
+        """The test split's fingerprint; empty for an unlabelled dataset."""
+        return self._test.fingerprint if self._test else ""
+
+    @property
+    def test_size(self) -> int:
+        """The number of test images; 0 for an unlabelled dataset."""
+        return len(self._test) if self._test else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 hex over the splits' fingerprints."""
+        return content_hash(self._fingerprints(), length=64)
+
+    def open_test(self) -> Split:
+        """The test split, for the one evaluation of what validation chose. Raises UserError if unlabelled."""
+        if self._test is None:
+            raise UserError(
+                f"{self.name} has no labels and so no test split; an evaluation needs a labelled dataset "
+                "(pre-training does not)"
+            )
+        self.test_openings += 1
+        return self._test
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the record, as JSON data."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "sizes": self._sizes(),
+            "fingerprints": self._fingerprints(),
+            "classes": list(self.classes) if self.classes is not None else None,
+            "split_rule": self._rule,
+            "store_side": self._store_side,
+            "skipped": list(self.skipped),
+            "notes": list(self._notes),
+        }
+
+    def _splits(self) -> list[Split]:
+        return [split for split in (self.train, self.validation, self._test) if split is not None]
+
+    def _sizes(self) -> dict[str, int]:
+        return {split.name: len(split) for split in self._splits()}
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {split.name: split.fingerprint for split in self._splits()}
+
+
+def listing(spec: str) -> Listing:
+    """What the source called ``spec`` holds. Raises UserError for an unknown source or a wrong path."""
+    kind, _, argument = spec.partition(":")
+    sources = registry.datasets()
+    if kind not in sources:
+        if not argument and Path(spec).expanduser().exists():
+            raise UserError(
+                f"the dataset {spec!r} is a path without its kind; write imagefolder:{spec} or parquet:{spec}"
+            )
+        raise unknown("dataset", kind, sources, "such as digits or imagefolder:PATH")
+    return sources[kind](argument)
+
+
+def broken_images(found: Listing, scans: dict[str, Scan]) -> dict[str, str]:
+    """Reason by name of every image that cannot be read."""
+    return {
+        found.parts[part].name(index): reason
+        for part, reading in scans.items()
+        for index, reason in reading.broken.items()
+    }
+
+
+def open_dataset(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    skip_broken: bool = False,
+    cache: Path | None = None,
+    report: Callable[[Progress], None] = silent,
+) -> Dataset:
+    """Open ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``hf:NAME``, ``cifar10:PATH`` or ``imagenet:PATH``.
+
+    Reads and checks every image once (remembered until a file changes) and decodes them into a prepared
+    store where they fit. ``image_size`` (default: the dataset's own) decides how large images are kept, see
+    ``mimbench.data.store.store_side``. ``cache`` defaults to $MIMBENCH_CACHE or ~/.cache/mimbench.
+
+    Splits: train, validation and test as the source gives them. Where it gives no test, its validation
+    part is the test split, and validation is a fixed tenth of train. Where it gives train alone, test and
+    validation are a fixed tenth each.
+
+    Raises UserError for anything wrong with the data; broken images are all named, or with ``skip_broken``
+    left out and listed in ``Dataset.skipped``.
+    """
+    found = listing(spec)
+    require_two_classes(found)
+    folder = cache_folder(cache)
+    scans = {name: scan(part, folder, report) for name, part in found.parts.items()}
+    broken = broken_images(found, scans)
+    if broken and not skip_broken:
+        raise UserError(_complaint(found, broken))
+    for name, reading in scans.items():
+        if len(reading.broken) == len(found.parts[name]):
+            raise UserError(f"not one image of the {name} part of {found.name} can be read; check the files")
+    chosen, rule = divide(found, scans)
+    check_classes(found, chosen)
+
+    side = store_side(image_size or found.defaults.image_size)
+    stores = {name: pixels(part, scans[name], side, folder, report) for name, part in found.parts.items()}
+    splits = {}
+    for name, (origin, indices) in chosen.items():
+        part, reading = found.parts[origin], scans[origin]
+        labels = part.labels[indices] if part.labels is not None else None
+        position = np.cumsum(reading.sizes[:, 0] > 0) - 1  # in the store, which holds sound images only
+        splits[name] = Split(
+            name,
+            labels,
+            fingerprint(reading.digests[indices], labels),
+            stores[origin],
+            position[indices],
+            part,
+            indices,
+        )
+    return Dataset(spec, found, splits, tuple(broken), rule, side)
+
+
+def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
+    """For each split the part it comes from and its samples' indices there; and the rule, in words."""
+    sound = {name: np.flatnonzero(reading.sizes[:, 0] > 0) for name, reading in scans.items()}
+
+    def cut(shares: tuple[float, ...]) -> list[np.ndarray]:
+        samples = sound["train"]
+        labels = found.parts["train"].labels
+        parts = held_out(
+            scans["train"].digests[samples],
+            None if labels is None else labels[samples],
+            shares,
+            source=found.name,
+            classes=found.classes,
+        )
+        return [samples[indices] for indices in parts]
+
+    if found.classes is None:
+        if "validation" in sound:
+            given = {name: (name, sound[name]) for name in ("train", "validation")}
+            return given, "unlabelled; train and validation as given"
+        validation, train = cut((VALIDATION_SHARE,))
+        return (
+            {"train": ("train", train), "validation": ("train", validation)},
+            f"unlabelled; validation: {VALIDATION_SHARE:.0%} of train, by a hash of the content",
+        )
+    if "validation" in sound and "test" in sound:
+        return {name: (name, sound[name]) for name in ("train", "validation", "test")}, "all three as given"
+    official = next((name for name in ("test", "validation") if name in sound), None)
+    if official:
+        validation, train = cut((VALIDATION_SHARE,))
+        return (
+            {
+                "train": ("train", train),
+                "validation": ("train", validation),
+                "test": (official, sound[official]),
+            },
+            f"test: the given {official} part; validation: {VALIDATION_SHARE:.0%} of train, "
+            "stratified, by a hash of the content",
+        )
+    for_validation, for_test = found.held_out
+    test, validation, train = cut((for_test, for_validation))
+    return (
+        {"train": ("train", train), "validation": ("train", validation), "test": ("train", test)},
+        f"test: {for_test:.0%}, validation: {for_validation:.0%} of the whole, stratified, "
+        "by a hash of the content",
+    )
+
+
+def require_two_classes(found: Listing) -> None:
+    """Raises UserError for a labelled source of fewer than two classes."""
+    if found.classes is not None and len(found.classes) < 2:
+        only = found.classes[0] if found.classes else "none"
+        raise UserError(
+            f"{found.name} has labels of one class only ({only}); an evaluation needs at least 2 classes, "
+            "while pre-training does without labels: give it the images as a flat folder, imagefolder:PATH"
+        )
+
+
+def check_classes(found: Listing, chosen: dict[str, tuple[str, np.ndarray]]) -> None:
+    """Raises UserError where a split of a labelled source lacks a class."""
+    if found.classes is None:
+        return
+    for name, (origin, indices) in chosen.items():
+        labels = found.parts[origin].labels
+        assert labels is not None
+        counts = np.bincount(labels[indices], minlength=len(found.classes))
+        missing = [found.classes[i] for i in np.flatnonzero(counts == 0)]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise UserError(
+                f"the {name} split of {found.name} has no image of {len(missing)} of its "
+                f"{len(found.classes)} classes ({', '.join(missing[:5])}{more}); add some, "
+                "or take the class out of the other splits"
+            )
+
+
+def _complaint(found: Listing, broken: dict[str, str]) -> str:
+    total = sum(map(len, found.parts.values()))
+    named = ", ".join(f"{name} ({reason})" for name, reason in list(broken.items())[:10])
+    more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
+    return (
+        f"{len(broken)} of the {total} images of {found.name} cannot be read: {named}{more}; "
+        "mend or remove them, or go on without them by --skip-broken"
+    )

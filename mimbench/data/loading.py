@@ -1,0 +1,182 @@
+"""Batches: the same for any number of workers and processes.
+
+Training data is one endless stream. Position p holds the sample ``rng.permutation(seed, p // N, N)[p % N]``
+of epoch p // N; optimiser step s covers positions [s B, (s + 1) B), of which rank r takes every world-th.
+What happens to a sample is drawn from its key, which is made of (seed, epoch, sample). So a batch is a
+function of (seed, step), and resuming is starting at another step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mimbench import rng
+from mimbench.data.dataset import Split
+from mimbench.data.transforms import EvalTransform, TrainTransform
+from mimbench.errors import UserError
+from mimbench.spec import Augmentation
+
+
+class Batch(NamedTuple):
+    """Training samples that go through the model together."""
+
+    images: Tensor  # uint8 [b, 3, S, S]
+    labels: Tensor | None  # int64 [b]; None for an unlabelled dataset
+    keys: Tensor  # int64 [b], rng.sample_keys(seed, epoch, sample)
+
+
+def training_batches(
+    split: Split,
+    *,
+    augmentation: Augmentation,
+    image_size: int,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    stop: int,
+    rank: int = 0,
+    world: int = 1,
+    micro_batch: int | None = None,
+    workers: int = 0,
+) -> Iterator[list[Batch]]:
+    """The micro-batches of this rank, a list for each optimiser step in [start, stop).
+
+    ``batch_size`` is global: over accumulation and processes. ``micro_batch`` is how many samples of this
+    rank go through the model at once (default: all); the last of a step may hold fewer, so weigh losses by
+    size. Set ``augmentation.flip`` to false where ``Dataset.defaults.flip`` is. With ``workers`` > 0 that
+    many processes prepare batches ahead.
+
+    Raises UserError if the processes cannot share a batch evenly, or if an image is gone meanwhile.
+    """
+    if batch_size % world:
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared evenly by {world} processes; use a multiple of {world}"
+        )
+    source = _Training(split, TrainTransform(augmentation, image_size), seed)
+    share = batch_size // world
+    micro_batch = min(micro_batch or share, share)
+    cuts = [slice(first, first + micro_batch) for first in range(0, share, micro_batch)]
+
+    def wanted() -> Iterator[np.ndarray]:
+        for step in range(start, stop):
+            positions = np.arange(step * batch_size + rank, (step + 1) * batch_size, world)
+            yield from (positions[cut] for cut in cuts)
+
+    batches = _in_order(source, wanted, workers)
+    for _ in range(start, stop):
+        yield [next(batches) for _ in cuts]
+
+
+def evaluation_batches(
+    split: Split,
+    *,
+    image_size: int,
+    crop_pct: float,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(indices int64 [b], images uint8 [b, 3, S, S]) of the samples rank::world, each once, in order.
+
+    Nothing is padded: the last batch may be smaller, and ranks may differ by one sample.
+    """
+    indices = np.arange(rank, len(split), world)
+
+    def wanted() -> Iterator[np.ndarray]:
+        return (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
+
+    return _in_order(_Evaluation(split, EvalTransform(image_size, crop_pct)), wanted, workers)
+
+
+class _Training:
+    """Positions of the stream to a batch."""
+
+    def __init__(self, split: Split, transform: TrainTransform, seed: int):
+        self.split, self.transform, self.seed = split, transform, seed
+
+    def __getitem__(self, positions: np.ndarray) -> Batch:
+        count, size = len(self.split), self.transform.image_size
+        epochs = positions // count
+        samples = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            samples[here] = _order(self.seed, int(epoch), count)[positions[here] % count]
+        keys = rng.sample_keys(self.seed, epochs, samples)
+        images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
+        for row, (sample, key) in enumerate(zip(samples.tolist(), keys.tolist(), strict=True)):
+            images[row] = self.transform(self.split.image(sample), key)
+        labels = self.split.labels
+        return Batch(
+            images, None if labels is None else torch.from_numpy(labels[samples]), torch.from_numpy(keys)
+        )
+
+
+class _Evaluation:
+    """Sample indices to images."""
+
+    def __init__(self, split: Split, transform: EvalTransform):
+        self.split, self.transform = split, transform
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        size = self.transform.image_size
+        images = torch.empty(len(indices), 3, size, size, dtype=torch.uint8)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = self.transform(self.split.image(index))
+        return indices, images
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return rng.permutation(seed, epoch, count)
+
+
+class _Guarded:
+    """Hands a worker's UserError over as a value; torch would wrap its sentence into a traceback."""
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __getitem__(self, item: np.ndarray) -> Any:
+        try:
+            return self.source[item]
+        except UserError as error:
+            return error
+
+
+class _Sampler:
+    def __init__(self, wanted: Any):
+        self.wanted = wanted
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.wanted()
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _in_order(source: Any, wanted: Any, workers: int) -> Iterator[Any]:
+    """``source[item]`` for each of ``wanted()``, in order, ahead of time where there are workers."""
+    if workers == 0:
+        yield from (source[item] for item in wanted())
+        return
+    loader = DataLoader(
+        _Guarded(source),
+        batch_size=None,
+        sampler=_Sampler(wanted),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -1,0 +1,20 @@
+"""Where images come from. ``SOURCES`` maps a spec's prefix to a function of what follows the colon.
+
+An installed package adds its own through the entry-point group ``mimbench.datasets``: the entry's name is
+the prefix, its object a function ``(argument: str) -> Listing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mimbench.data.sources.base import DataDefaults, Listing, Part, Unit
+from mimbench.data.sources.digits import digits
+from mimbench.data.sources.parquet import parquet
+
+SOURCES: dict[str, Callable[[str], Listing]] = {
+    "digits": digits,
+    "parquet": parquet,
+}
+
+__all__ = ["SOURCES", "DataDefaults", "Listing", "Part", "Unit"]

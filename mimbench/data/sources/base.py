@@ -1,0 +1,119 @@
+"""What a source of images is: a listing of official parts, each of which reads encoded samples in order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mimbench.data import images
+from mimbench.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataDefaults:
+    """What suits a dataset where nothing else is asked for."""
+
+    image_size: int = 224
+    backbone: str = "vit_small_patch16"
+    crop_pct: float = 0.875  # share of the resized short side that evaluation crops
+    flip: bool = True  # False where a mirrored image means something else, such as a digit
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file, for recognising that what it holds has not changed since it was last read."""
+
+    name: str
+    size: int  # bytes
+    mtime_ns: int
+    count: int  # samples in it
+
+    @classmethod
+    def of(cls, path: Path, name: str, count: int) -> Unit:
+        """The unit of a file on disk."""
+        status = path.stat()
+        return cls(name, status.st_size, status.st_mtime_ns, count)
+
+
+class Part(ABC):
+    """One official part of a source (its train, validation or test), in a fixed order.
+
+    labels: int64 [N], or None.
+    identity: tells parts of different sources apart in the cache, e.g. an absolute path.
+    units: the files it is made of, in order; empty: never remembered, read anew each time.
+    seekable: whether ``encoded`` is fast for one sample anywhere.
+    """
+
+    labels: np.ndarray | None
+    identity: str
+    units: tuple[Unit, ...] = ()
+    seekable: bool = True
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A sample's name for people, such as its path below the root."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The stored bytes of one sample. Raises OSError."""
+
+    def pieces(self) -> list[range]:
+        """Ranges of samples that together cover the part, each read in one go by ``read``."""
+        return [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
+
+    def read(self, piece: range) -> Iterator[bytes | images.BrokenImageError]:
+        """The stored bytes of a piece's samples in order; for one that cannot be read, the reason."""
+        for index in piece:
+            try:
+                yield self.encoded(index)
+            except OSError as error:
+                yield images.BrokenImageError(error.strerror or str(error))
+
+    def inspect(self, content: bytes) -> tuple[int, int]:
+        """Height and width, after making sure that ``decode`` will work. Raises BrokenImageError."""
+        return images.inspect(content)
+
+    def decode(self, content: bytes) -> np.ndarray:
+        """Pixels uint8 [H, W, 3]. Raises BrokenImageError."""
+        return images.decode(content)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds, before mimbench divides and prepares it.
+
+    name: for people, without the directories above the last.
+    parts: by "train", "validation", "test"; train is always there.
+    classes: names in the order of the labels, or None where there are no labels.
+    held_out: shares of train that become (validation, test) where the source has one part only.
+    notes: facts for the record, such as a part that was left out.
+    """
+
+    name: str
+    parts: dict[str, Part]
+    classes: tuple[str, ...] | None
+    defaults: DataDefaults = DataDefaults()
+    held_out: tuple[float, float] = (0.1, 0.1)
+    notes: tuple[str, ...] = field(default=())
+
+
+def existing(kind: str, argument: str) -> Path:
+    """The path of ``kind:argument``; raises UserError if nothing is there."""
+    if not argument:
+        raise UserError(f"the dataset {kind!r} needs a path, as in {kind}:PATH")
+    path = Path(argument).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"there is nothing at {argument}, which {kind}:{argument} names; check the path")
+    return path
+
+
+def local_name(kind: str, path: Path) -> str:
+    """``kind:folder``: a dataset's name without the directories above the last."""
+    return f"{kind}:{path.resolve().name}"
