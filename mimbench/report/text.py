@@ -1,0 +1,36 @@
+"""Numbers as people read them, the same on the console and on the page."""
+
+from __future__ import annotations
+
+import math
+
+HOLE = "–"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.8725 -> "87.2"; an en dash for a hole. Rounds half to even, as Python does."""
+    return HOLE if math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent: "0.00123", "12.3", "4560"; an en dash for a hole."""
+    if math.isnan(value):
+        return HOLE
+    if value == 0 or abs(value) >= 100:
+        return f"{value:.0f}"
+    decimals = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(decimals, 6)}f}"
+
+
+def duration(hours: float) -> str:
+    """0.35 -> "21 min"; "48 s", "2.4 h"."""
+    if math.isnan(hours):
+        return HOLE
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+def probability(p: float) -> str:
+    """A p-value: "0.031", "< 0.001"."""
+    return HOLE if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

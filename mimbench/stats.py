@@ -1,0 +1,106 @@
+"""Uncertainty of accuracies: intervals over test images, spread over seeds, paired tests, ranks with ties.
+
+Two sources of chance are kept apart. Another draw of test images would move an accuracy (the interval),
+and another draw of initialisation and data order would move it (the spread). Neither contains the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy.signal import fftconvolve
+from scipy.stats import binom, norm
+
+LEVEL = 0.95  # of intervals
+ALPHA = 0.05  # of paired tests, for each pair: not corrected for the number of pairs
+
+
+def wilson(mean: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a proportion ``mean`` seen in ``n`` trials; ``n`` may be fractional.
+
+    Unlike mean ± z·se it stays inside [0, 1] and has a width at 0 and at 1 (Wilson 1927,
+    doi:10.1080/01621459.1927.10502953; compared in Brown, Cai & DasGupta 2001, doi:10.1214/ss/1009213286).
+    """
+    if not n > 0 or not 0 <= mean <= 1:
+        raise ValueError(f"wilson takes a mean in [0, 1] and n > 0, got {mean} and {n}")
+    z = float(norm.ppf((1 + level) / 2))
+    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)))
+    # At 0 and at 1 one end is the mean itself; rounding must not put it a hair beyond.
+    return min(max(middle - half, 0.0), mean), max(min(middle + half, 1.0), mean)
+
+
+def image_interval(hits: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Interval, over the draw of test images, of the accuracy averaged over seeds.
+
+    hits: bool [S, N], whether the method got image j right under seed i. The seeds are held fixed and
+    the images are the sampling units: S answers to one image are not S independent images. So Wilson's
+    interval is taken at the effective number of images, n = p(1 - p) / var(per-image mean) · N, which is
+    N for one seed (Wilson's own interval), N when all seeds err on the same images, and never more
+    than the S·N answers there are (Wilson with an effective sample size: Korn & Graubard 1998; compared in
+    Dean & Pagano 2015, doi:10.1093/jssam/smv024).
+    """
+    seeds, images = hits.shape
+    per_image = hits.mean(axis=0)
+    mean, variance = float(per_image.mean()), float(per_image.var())
+    answers = float(seeds * images)
+    if mean in (0.0, 1.0):
+        effective = float(images)  # all alike: nothing says that the seeds are independent
+    else:
+        effective = min(answers, mean * (1 - mean) / variance * images) if variance > 0 else answers
+    return wilson(mean, effective, level)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation over seeds (n - 1); NaN with fewer than two, where it says nothing."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def paired_p(a: np.ndarray, b: np.ndarray) -> float:
+    """Two-sided p-value that two methods are equally accurate on the test images. a, b: bool [S, N].
+
+    Exact sign-flip test on the per-image difference in hits: were the methods alike, each image's
+    difference could as well have had the other sign. With one seed this is McNemar's exact test
+    (McNemar 1947, doi:10.1007/BF02295996); the flips are Fisher's randomisation (1935, section 21).
+    Methods may have different numbers of seeds.
+    """
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"paired tests need the same images, got {a.shape[1]} and {b.shape[1]}")
+    # Whole numbers: seeds of b times hits of a, minus the reverse, divided by what they all share.
+    difference = a.sum(axis=0, dtype=np.int64) * len(b) - b.sum(axis=0, dtype=np.int64) * len(a)
+    sizes, counts = np.unique(np.abs(difference[difference != 0]), return_counts=True)
+    if sizes.size == 0:
+        return 1.0
+    unit = np.gcd.reduce(sizes)
+    observed = abs(int(difference.sum())) // int(unit)
+    # The sum of c flips of size s is s·(2·Binomial(c, 1/2) - c); the sizes add up by convolution.
+    density = np.ones(1)
+    for size, count in zip(sizes // unit, counts, strict=True):
+        flips = np.zeros(2 * int(size) * int(count) + 1)
+        flips[:: 2 * int(size)] = binom.pmf(np.arange(count + 1), count, 0.5)
+        density = flips if density.size == 1 else fftconvolve(density, flips)
+    totals = np.abs(np.arange(density.size) - density.size // 2)
+    return float(np.clip(density[totals >= observed].sum(), 0.0, 1.0))
+
+
+def ranks(hits: Sequence[np.ndarray], alpha: float = ALPHA) -> tuple[list[str], list[float]]:
+    """Ranks of methods given best first, with ties, and each one's p-value against the one above it.
+
+    A method ties with the best of the group above while the paired test cannot tell them apart;
+    comparing with the group's best, and not only with the neighbour, keeps a chain of small steps from
+    tying a first with a last. Ranks are competition ranks: "1", "2=", "2=", "4".
+    """
+    against_above = [float("nan")][: len(hits)] + [paired_p(a, b) for a, b in pairwise(hits)]
+    groups: list[list[int]] = []
+    for i, mine in enumerate(hits):
+        if groups:
+            best = groups[-1][0]
+            p = against_above[i] if best == i - 1 else paired_p(hits[best], mine)
+            if p >= alpha:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    labels = [f"{group[0] + 1}" + ("=" if len(group) > 1 else "") for group in groups for _ in group]
+    return labels, against_above
