@@ -169,7 +169,11 @@ class Job(Frozen):
 
     @property
     def id(self) -> str:
-        return content_hash({"kind": self.kind, "content": self.content, "needs": sorted(self.needs)})
+        """A hash of all that decides the result; the dataset's name does not, its fingerprint does."""
+        content = dict(self.content)
+        if "setting" in content:
+            content["setting"] = {k: v for k, v in content["setting"].items() if k != "data"}
+        return content_hash({"kind": self.kind, "content": content, "needs": sorted(self.needs)})
 
 
 FORMAT = 1  # of a record file; raised when an older reader would misread it
