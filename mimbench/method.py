@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -45,6 +47,8 @@ class Method(nn.Module):
     card: ClassVar[Card]
     default_tokenizer: ClassVar[str | None] = None  # key of the tokenizer trained when none is given
     encoder: nn.Module
+    # What it was built with; mimbench.train.build_method sets it.
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def forward(self, images: Tensor, step: Step) -> Losses:
         """Losses of one batch. images: float [B, 3, H, W], normalised by the card's mean and std."""

@@ -1,0 +1,156 @@
+"""Pre-training a method: one process or many (torchrun), any device, any budget, killed and resumed at will.
+
+method = build_method(MAE, setting=setting, settings={}, seed=0, recipe=MAE.card.recipe)
+trained = pretrain(method, dataset, recipe=MAE.card.recipe, setting=setting, seed=0, folder=folder)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_fabric import Fabric
+
+from mimbench import checkpoint
+from mimbench.cost import Cost, device_name, parameters
+from mimbench.errors import UserError
+from mimbench.method import Method
+from mimbench.monitor import TrainingStopped
+from mimbench.precision import make_fabric, precision_of
+from mimbench.progress import Progress, silent
+from mimbench.registry import build_backbone
+from mimbench.seeding import seeded_init
+from mimbench.spec import Recipe, Setting
+from mimbench.train_loop import Run, on_first
+
+if TYPE_CHECKING:
+    from mimbench.data import Dataset
+
+__all__ = ["Trained", "TrainingStopped", "build_method", "make_fabric", "pretrain", "seeded_init"]
+
+CHECKPOINT_FILE = "checkpoint.pt"
+METHOD_FILE = "method.safetensors"
+TOKENIZER_FILE = "tokenizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a pre-training job gives back, JSON data all of it."""
+
+    cost: dict[str, Any]  # see mimbench.cost.Cost
+    curve: list[dict[str, float]]  # progress, images, lr, loss and each term as "loss/<name>"
+    product: dict[str, str]  # file name in the folder -> sha256
+    data: dict[str, Any] = field(default_factory=dict)  # the dataset's description
+    facts: dict[str, Any] = field(default_factory=dict)  # the method's description
+
+
+def build_method(
+    cls: type[Method],
+    *,
+    setting: Setting,
+    settings: Mapping[str, Any],
+    seed: int,
+    num_classes: int | None = None,
+    tokenizer: Any = None,
+    recipe: Recipe | None = None,
+) -> Method:
+    """A freshly initialised method on the setting's backbone; the same weights on every process.
+
+    num_classes and tokenizer are handed on where the method's ``__init__`` asks for them.
+    """
+    options = dict(cls.card.backbone)
+    if recipe is not None and recipe.drop_path > 0:
+        options["drop_path"] = recipe.drop_path
+    provided = {"num_classes": num_classes, "tokenizer": tokenizer}
+    asked = inspect.signature(cls.__init__).parameters
+    with seeded_init(seed):
+        backbone = build_backbone(setting.backbone, setting.image_size, **options)
+        method = cls(backbone, **settings, **{k: v for k, v in provided.items() if k in asked})
+    method.settings = dict(settings)
+    return method
+
+
+def pretrain(
+    method: Method,
+    dataset: Dataset,
+    *,
+    recipe: Recipe | None,
+    setting: Setting,
+    seed: int,
+    folder: Path,
+    report: Callable[[Progress], None] = silent,
+    micro_batch: int | None = None,
+    workers: int = 0,
+    fabric: Fabric | None = None,
+    checkpoint_every: float = 60.0,
+) -> Trained:
+    """Pre-train ``method`` on ``dataset.train`` for the setting's budget and write its weights to ``folder``.
+
+    recipe: None leaves the weights as they are, at no cost.
+    micro_batch: images a process takes at once; more are accumulated. None takes all of a step.
+    checkpoint_every: seconds between checkpoints; one is also written at Ctrl-C and SIGTERM.
+
+    Raises TrainingStopped for a loss that is NaN, infinite or collapsed, UserError for a full disk, too
+    little memory, missing labels or a foreign checkpoint, KeyboardInterrupt after it has saved.
+    """
+    fabric = fabric or make_fabric(setting.precision)
+    folder = Path(folder)
+    _check(method, dataset, setting, fabric)
+    on_first(fabric, lambda: _prepare(folder))
+    facts = {"parameters_encoder": parameters(method.encoder), "parameters_total": parameters(method)}
+    facts |= {"device": device_name(fabric.device), "processes": fabric.world_size}
+    if recipe is None:
+        cost, curve = Cost(**facts), []
+    else:
+        run = Run(
+            method, dataset, recipe, setting, seed, folder / CHECKPOINT_FILE, fabric, report, checkpoint_every
+        )
+        with seeded_init(seed, "train"):
+            run.train(micro_batch, workers)
+        cost, curve = run.cost(facts), run.curve.points
+    product = on_first(fabric, lambda: _write_product(method, folder))
+    return Trained(cost.content(), curve, product, dataset.describe(), method.description())
+
+
+def _check(method: Method, dataset: Dataset, setting: Setting, fabric: Fabric) -> None:
+    if precision_of(fabric) != setting.precision:
+        raise ValueError(f"the fabric trains in {precision_of(fabric)}, the setting says {setting.precision}")
+    if setting.batch_size % fabric.world_size:
+        raise UserError(
+            f"a batch size of {setting.batch_size} does not divide over {fabric.world_size} processes; "
+            "take a multiple of their number"
+        )
+    if method.card.external == "labels" and dataset.train.labels is None:
+        raise UserError(
+            f"{method.card.key} learns from labels, which {dataset.name} does not have; leave it out"
+        )
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot use the folder {folder} ({error.strerror}); name one that can be written"
+        ) from error
+
+
+def _write_product(method: Method, folder: Path) -> dict[str, str]:
+    card = method.card
+    about = {"method": card.key, "card_version": card.version, "settings": dict(method.settings)}
+    if card.role == "tokenizer":
+        files = {TOKENIZER_FILE: (method, {**about, "config": getattr(method, "config", {})})}
+    else:
+        described = {**about, **checkpoint.encoder_metadata(method.encoder, card)}
+        files = {checkpoint.ENCODER_FILE: (method.encoder, described), METHOD_FILE: (method, about)}
+    product = {
+        name: checkpoint.save_weights(folder / name, module, metadata)
+        for name, (module, metadata) in files.items()
+    }
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return product
