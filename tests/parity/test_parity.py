@@ -1,0 +1,144 @@
+"""Each method's loss and gradients are the official implementation's, on the same weights and draws.
+
+Figures shipped here need nothing else. ``MIMBENCH_PARITY`` may name a folder of more records, full ones
+(``<method>/*.pt``) or figures; those of methods without an adapter are counted and skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import method_zoo.mae
+from method_zoo.parts.patches import patchify
+from mimbench import registry
+from mimbench.method import Losses, Method
+
+from . import formula
+from .adapters import ADAPTERS
+from .records import Official, read
+
+FIGURES = Path(__file__).parent / "figures"
+SHIPPED = sorted(FIGURES.rglob("*.json"))
+MORE = Path(os.environ["MIMBENCH_PARITY"]) if "MIMBENCH_PARITY" in os.environ else None
+
+
+def _more() -> list[Path]:
+    if MORE is None:
+        return []
+    return sorted(p for p in MORE.rglob("*") if p.suffix in {".pt", ".json"} and p.is_file())
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem.removeprefix('golden_')}{path.suffix}"
+
+
+def _repeat(run: Official, dtype: torch.dtype) -> tuple[Method, dict[str, str], Losses]:
+    """Our method with the record's weights, its names' official counterparts, its losses."""
+    adapter = ADAPTERS[run.method]
+    method = adapter.build(run.config).double().train()
+    names = adapter.load(method, run)
+    method.to(dtype)
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in run.inputs.items()}
+    return method, names, adapter.losses(method, Official(**{**vars(run), "inputs": inputs}))
+
+
+def _assert_parity(path: Path) -> None:
+    run = read(path)
+    adapter = ADAPTERS[run.method]
+    if reason := adapter.unsupported(run.config):
+        pytest.skip(reason)
+    method, names, losses = _repeat(run, torch.float64)
+    assert losses.total.item() == pytest.approx(run.loss, rel=0, abs=run.tolerance)
+    for ours, official in adapter.parts.items():
+        assert losses[ours].item() == pytest.approx(run.loss_parts[official], rel=0, abs=run.tolerance)
+    adapter.check(method, run)
+
+    losses.total.backward()
+    norms = {
+        names[ours]: parameter.grad.norm().item()
+        for ours, parameter in method.named_parameters()
+        if parameter.grad is not None
+    }
+    assert norms.keys() == run.grad_norm.keys()
+    # Some gradients vanish, so that rounding is all there is of them: hence the absolute part.
+    assert norms == pytest.approx(run.grad_norm, rel=10 * run.tolerance, abs=1e-10)
+
+    _, _, single = _repeat(run, torch.float32)
+    assert single.total.item() == pytest.approx(run.loss_float32, rel=0, abs=2e-6)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=_name)
+def test_loss_and_gradients_are_the_official_ones(path: Path) -> None:
+    _assert_parity(path)
+
+
+@pytest.mark.parametrize("path", [p for p in _more() if p.parent.name in ADAPTERS], ids=_name)
+def test_loss_and_gradients_are_the_official_ones_in_more_records(path: Path) -> None:
+    _assert_parity(path)
+
+
+def test_records_of_methods_without_an_adapter_are_named() -> None:
+    if MORE is None:
+        pytest.skip("MIMBENCH_PARITY names no folder of further records")
+    assert MORE.is_dir(), f"MIMBENCH_PARITY names {MORE}, which is not a folder"
+    assert any(p.parent.name in ADAPTERS for p in _more()), f"{MORE} holds no record of a known method"
+    left = Counter(p.parent.name for p in _more() if p.parent.name not in ADAPTERS)
+    if left:
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(left.items()))
+        pytest.skip(f"{left.total()} records of {len(left)} methods have no adapter: {named}")
+
+
+def test_a_card_that_claims_parity_has_figures_to_show() -> None:
+    claimed = {key for key, cls in registry.methods().items() if cls.card.parity == "verified"}
+    claimed = {key for key in claimed if registry.find_method(key).__module__.startswith("method_zoo.")}
+    assert claimed <= ADAPTERS.keys()
+    assert claimed <= {path.parent.name for path in SHIPPED}
+
+
+def test_formula_gives_the_published_numbers() -> None:
+    assert formula.fnv1a64("model/cls_token") == 0x3582054C87F8021F
+    first = [-0.81494140625, -0.425048828125, -0.071533203125, -0.66845703125]
+    assert formula.fill("model/cls_token", (4,)).tolist() == first
+    image = [[-0.66650390625, 0.2369384765625, -0.2296142578125]]
+    image += [[0.0110626220703125, -0.578125, -0.40673828125]]
+    assert formula.fill("input/img", (2, 3)).tolist() == image
+    assert formula.fill("model/cls_token", (1000,)).sum().item() == pytest.approx(
+        -13.534254789352417, abs=1e-12
+    )
+
+
+def _wrong_eps(method: Method) -> None:
+    for module in method.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+
+
+def _tanh_gelu(method: Method) -> None:
+    for module in method.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+
+
+@pytest.mark.parametrize("mistake", [_wrong_eps, _tanh_gelu])
+@pytest.mark.parametrize("path", SHIPPED, ids=_name)
+def test_a_wrong_eps_or_activation_would_be_noticed(path: Path, mistake) -> None:
+    run = read(path)
+    method, _, losses = _repeat(run, torch.float64)
+    mistake(method)
+    wrong = ADAPTERS[run.method].losses(method, run).total
+    assert abs(wrong - losses.total) > 100 * run.tolerance
+
+
+def test_a_wrong_patch_order_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read(FIGURES / "mae" / "normpix_s20.json")
+    monkeypatch.setattr(
+        method_zoo.mae, "patchify", lambda images, size: patchify(images, size, order="channel")
+    )
+    _, _, losses = _repeat(run, torch.float64)
+    assert abs(losses.total.item() - run.loss) > 1e-3
