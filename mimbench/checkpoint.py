@@ -28,7 +28,7 @@ FORMAT = 1  # of both kinds of file; raised when an older reader would misread o
 ENCODER_FILE = "encoder.safetensors"
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill ``path``, all or nothing: until everything is on disk the old file stays.
 
     Raises UserError when the disk is full or the folder cannot be written; the old file is unharmed.
@@ -92,7 +92,7 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> 
         seen.add(tensor.data_ptr())
     _refuse_non_finite(state, path.name)
     content = to_safetensors(state, {"mimbench": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
-    write_atomically(path, lambda file: file.write(content) and None)
+    write_atomically(path, lambda file: file.write(content))
     return hashlib.sha256(content).hexdigest()
 
 
@@ -208,7 +208,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     def write(file: IO[bytes]) -> None:
         guarded = _Remembering(file)
         try:
-            torch.save({"format": FORMAT, **content}, guarded)
+            torch.save({"format": FORMAT, **content}, guarded)  # type: ignore[arg-type]
         except RuntimeError:  # torch's writer reports a failed write without its cause
             if guarded.error is None:
                 raise

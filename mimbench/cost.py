@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimbench.provenance import cpu_model
 from mimbench.spec import Spec
 
 
@@ -107,14 +108,7 @@ def measuring(encoder: nn.Module) -> Iterator[Measured]:
 
 def device_name(device: torch.device) -> str:
     """The name people know the device by."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    if device.type == "cpu" and info.is_file():
-        for line in info.read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
 
 
 def reset_peak_memory(device: torch.device) -> None:

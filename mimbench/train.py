@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from mimbench import checkpoint
 from mimbench.cost import Cost, device_name, parameters
@@ -100,17 +101,20 @@ def pretrain(
     folder = Path(folder)
     _check(method, dataset, setting, fabric)
     on_first(fabric, lambda: _prepare(folder))
-    facts = {"parameters_encoder": parameters(method.encoder), "parameters_total": parameters(method)}
-    facts |= {"device": device_name(fabric.device), "processes": fabric.world_size}
-    if recipe is None:
-        cost, curve = Cost(**facts), []
-    else:
+    cost = Cost(
+        parameters_encoder=parameters(method.encoder),
+        parameters_total=parameters(method),
+        device=device_name(fabric.device),
+        processes=fabric.world_size,
+    )
+    curve: list[dict[str, float]] = []
+    if recipe is not None:
         run = Run(
             method, dataset, recipe, setting, seed, folder / CHECKPOINT_FILE, fabric, report, checkpoint_every
         )
         with seeded_init(seed, "train"):
             run.train(micro_batch, workers)
-        cost, curve = run.cost(facts), run.curve.points
+        cost, curve = run.cost(cost), run.curve.points
     product = on_first(fabric, lambda: _write_product(method, folder))
     return Trained(cost.content(), curve, product, dataset.describe(), method.description())
 
@@ -143,6 +147,7 @@ def _prepare(folder: Path) -> None:
 def _write_product(method: Method, folder: Path) -> dict[str, str]:
     card = method.card
     about = {"method": card.key, "card_version": card.version, "settings": dict(method.settings)}
+    files: dict[str, tuple[nn.Module, dict[str, Any]]]
     if card.role == "tokenizer":
         files = {TOKENIZER_FILE: (method, {**about, "config": getattr(method, "config", {})})}
     else:

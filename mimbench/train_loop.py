@@ -10,12 +10,12 @@ clock of a budget in hours) goes through a collective, so that all of them take 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -163,11 +163,11 @@ class Run:
         self.peak_memory = max(self.peak_memory, peak_memory(self.fabric.device))
         self.seconds = self._elapsed()
 
-    def _batches(self, micro_batch: int | None, workers: int) -> Iterator[list[Batch]]:
+    def _batches(self, micro_batch: int | None, workers: int) -> Generator[list[Batch], None, None]:
         from mimbench.data import training_batches
 
         unknown = 1 if self.setting.budget.unit == "flops" else ENDLESS
-        return training_batches(
+        yield from training_batches(
             self.dataset.train,
             augmentation=self.augmentation,
             image_size=self.setting.image_size,
@@ -217,13 +217,13 @@ class Run:
         due = self.fabric.is_global_zero and now - self.saved >= self.pause
         requested = interrupts.requested
         here = [requested == SIGTERM, requested is not None, due, (now - self.looked) / steps]
-        terminate, interrupt, due, seconds_a_step, loss = self._gather([float(x) for x in here])
+        terminate, interrupt, save, seconds_a_step, loss = self._gather([float(x) for x in here])
         self.looked = now
         self.look_every = min(max(int(LOOK_SECONDS / max(seconds_a_step, 1e-9)), 1), LOOK_STEPS)
         if self.fabric.is_global_zero and (now - self.reported >= LOOK_SECONDS or progress >= 1):
             self.reported = now
             self.report(self.speed.mark(now, self.images, progress, loss))
-        if interrupt or (due and progress < 1):
+        if interrupt or (save and progress < 1):
             self._save()
         if interrupt:
             interrupts.act(SIGTERM if terminate else SIGINT)
@@ -233,7 +233,7 @@ class Run:
         losses = torch.stack([loss.float() for _, _, terms in self.pending for loss in terms.values()])
         numbers = torch.cat([losses, torch.tensor(here, device=losses.device)])
         if self.fabric.world_size > 1:
-            numbers = self.fabric.all_reduce(numbers, reduce_op="mean")
+            self.fabric.all_reduce(numbers, reduce_op="mean")  # in place
         values = iter(numbers.tolist())
         total = 0.0
         for number, (at, lr, names) in enumerate(self.pending, self.step - len(self.pending) + 1):
@@ -285,15 +285,15 @@ class Run:
         self.curve.load_state_dict(content["curve"])
         self.health.load_state_dict(content["health"])
 
-    def cost(self, facts: dict[str, Any]) -> Cost:
-        """What the whole run cost, the parts before a resume included: the first process's figures."""
-        cost = Cost(
-            **facts,
-            wall_seconds=self.seconds,
-            images=self.images,
-            images_per_second=self.images / self.seconds if self.seconds else 0.0,
-            flops=self.flops_per_image * self.images,
-            tokens_seen=None if self.tokens_per_image is None else round(self.tokens_per_image * self.images),
-            peak_memory_bytes=self.peak_memory,
-        )
-        return self.fabric.broadcast(cost)
+    def cost(self, fixed: Cost) -> Cost:
+        """``fixed`` and what the whole run took, before a resume too: the first process's figures."""
+        tokens = self.tokens_per_image
+        measured = {
+            "wall_seconds": self.seconds,
+            "images": self.images,
+            "images_per_second": self.images / self.seconds,
+            "flops": self.flops_per_image * self.images,
+            "tokens_seen": None if tokens is None else round(tokens * self.images),
+            "peak_memory_bytes": self.peak_memory,
+        }
+        return fixed.model_copy(update=self.fabric.broadcast(measured))

@@ -24,7 +24,8 @@ _UNDECAYED = ("cls_token", "mask_token", "pos_embed", "relative_position", "rel_
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices decay; biases, norms, tokens and positions do not."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             own_name = name.rpartition(".")[2]
