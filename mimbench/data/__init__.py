@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mimbench.data.dataset import DataDefaults, Dataset, Split, open_dataset
+from mimbench.data.dataset import Dataset, Split, open_dataset
+from mimbench.data.sources.base import DataDefaults
 
 if TYPE_CHECKING:
+    from mimbench.data.checking import CheckReport, check
     from mimbench.data.loading import Batch, evaluation_batches, training_batches
     from mimbench.data.transforms import EvalTransform, TrainTransform
 
 _LAZY = {
+    "CheckReport": "checking",
+    "check": "checking",
     "Batch": "loading",
     "evaluation_batches": "loading",
     "training_batches": "loading",
@@ -23,11 +27,13 @@ _LAZY = {
 
 __all__ = [
     "Batch",
+    "CheckReport",
     "DataDefaults",
     "Dataset",
     "EvalTransform",
     "Split",
     "TrainTransform",
+    "check",
     "evaluation_batches",
     "open_dataset",
     "training_batches",
@@ -40,5 +46,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # also where a submodule has the function's name: ``check`` means the function
+    globals()[name] = value
     return value

@@ -11,14 +11,12 @@ import numpy as np
 from mimbench import registry
 from mimbench.data.cache import cache_folder
 from mimbench.data.scan import Scan, scan
-from mimbench.data.sources.base import DataDefaults, Listing, Part
-from mimbench.data.splits import fingerprint, held_out
+from mimbench.data.sources.base import Listing, Part
+from mimbench.data.splits import check_classes, divide, fingerprint, require_two_classes
 from mimbench.data.store import Pixels, pixels, store_side
 from mimbench.errors import UserError, unknown
 from mimbench.progress import Progress, silent
 from mimbench.spec import content_hash
-
-VALIDATION_SHARE = 0.1  # of train, where a source gives no validation part
 
 
 class Split:
@@ -178,7 +176,7 @@ def open_dataset(
     cache: Path | None = None,
     report: Callable[[Progress], None] = silent,
 ) -> Dataset:
-    """Open ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``hf:NAME``, ``cifar10:PATH`` or ``imagenet:PATH``.
+    """Open ``digits``, ``imagefolder:``, ``parquet:``, ``cifar10:`` or ``imagenet:PATH``, or ``hf:NAME``.
 
     Reads and checks every image once (remembered until a file changes) and decodes them into a prepared
     store where they fit. ``image_size`` (default: the dataset's own) decides how large images are kept, see
@@ -221,82 +219,6 @@ def open_dataset(
             indices,
         )
     return Dataset(spec, found, splits, tuple(broken), rule, side)
-
-
-def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
-    """For each split the part it comes from and its samples' indices there; and the rule, in words."""
-    sound = {name: np.flatnonzero(reading.sizes[:, 0] > 0) for name, reading in scans.items()}
-
-    def cut(shares: tuple[float, ...]) -> list[np.ndarray]:
-        samples = sound["train"]
-        labels = found.parts["train"].labels
-        parts = held_out(
-            scans["train"].digests[samples],
-            None if labels is None else labels[samples],
-            shares,
-            source=found.name,
-            classes=found.classes,
-        )
-        return [samples[indices] for indices in parts]
-
-    if found.classes is None:
-        if "validation" in sound:
-            given = {name: (name, sound[name]) for name in ("train", "validation")}
-            return given, "unlabelled; train and validation as given"
-        validation, train = cut((VALIDATION_SHARE,))
-        return (
-            {"train": ("train", train), "validation": ("train", validation)},
-            f"unlabelled; validation: {VALIDATION_SHARE:.0%} of train, by a hash of the content",
-        )
-    if "validation" in sound and "test" in sound:
-        return {name: (name, sound[name]) for name in ("train", "validation", "test")}, "all three as given"
-    official = next((name for name in ("test", "validation") if name in sound), None)
-    if official:
-        validation, train = cut((VALIDATION_SHARE,))
-        return (
-            {
-                "train": ("train", train),
-                "validation": ("train", validation),
-                "test": (official, sound[official]),
-            },
-            f"test: the given {official} part; validation: {VALIDATION_SHARE:.0%} of train, "
-            "stratified, by a hash of the content",
-        )
-    for_validation, for_test = found.held_out
-    test, validation, train = cut((for_test, for_validation))
-    return (
-        {"train": ("train", train), "validation": ("train", validation), "test": ("train", test)},
-        f"test: {for_test:.0%}, validation: {for_validation:.0%} of the whole, stratified, "
-        "by a hash of the content",
-    )
-
-
-def require_two_classes(found: Listing) -> None:
-    """Raises UserError for a labelled source of fewer than two classes."""
-    if found.classes is not None and len(found.classes) < 2:
-        only = found.classes[0] if found.classes else "none"
-        raise UserError(
-            f"{found.name} has labels of one class only ({only}); an evaluation needs at least 2 classes, "
-            "while pre-training does without labels: give it the images as a flat folder, imagefolder:PATH"
-        )
-
-
-def check_classes(found: Listing, chosen: dict[str, tuple[str, np.ndarray]]) -> None:
-    """Raises UserError where a split of a labelled source lacks a class."""
-    if found.classes is None:
-        return
-    for name, (origin, indices) in chosen.items():
-        labels = found.parts[origin].labels
-        assert labels is not None
-        counts = np.bincount(labels[indices], minlength=len(found.classes))
-        missing = [found.classes[i] for i in np.flatnonzero(counts == 0)]
-        if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise UserError(
-                f"the {name} split of {found.name} has no image of {len(missing)} of its "
-                f"{len(found.classes)} classes ({', '.join(missing[:5])}{more}); add some, "
-                "or take the class out of the other splits"
-            )
 
 
 def _complaint(found: Listing, broken: dict[str, str]) -> str:

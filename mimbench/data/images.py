@@ -29,6 +29,10 @@ class BrokenImageError(Exception):
     """The bytes of one sample are no readable image; the message is the reason in a few words."""
 
 
+class UnreachableImageError(BrokenImageError):
+    """Its bytes could not be had at all; mending that, such as a missing right, may leave no trace in the file."""
+
+
 def _open(content: bytes) -> Image.Image:
     if not content:
         raise BrokenImageError("empty")
@@ -97,7 +101,7 @@ def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
     """Pixels uint8 [H, W, 3] with a short side of at most ``short_side``, by antialiased bicubic."""
-    height, width = shrunk_size(*pixels.shape[:2], short_side)
+    height, width = shrunk_size(pixels.shape[0], pixels.shape[1], short_side)
     if (height, width) == pixels.shape[:2]:
         return pixels
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))

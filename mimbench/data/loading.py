@@ -138,7 +138,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return rng.permutation(seed, epoch, count)
 
 
-class _Guarded:
+class _Guarded(torch.utils.data.Dataset[Any]):
     """Hands a worker's UserError over as a value; torch would wrap its sentence into a traceback."""
 
     def __init__(self, source: Any):
@@ -168,7 +168,7 @@ def _in_order(source: Any, wanted: Any, workers: int) -> Iterator[Any]:
     if workers == 0:
         yield from (source[item] for item in wanted())
         return
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Guarded(source),
         batch_size=None,
         sampler=_Sampler(wanted),

@@ -12,16 +12,16 @@ import os
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
 from mimbench.data.cache import writing
-from mimbench.data.images import BrokenImageError
+from mimbench.data.images import BrokenImageError, UnreachableImageError
 from mimbench.data.parallel import in_threads
-from mimbench.data.sources.base import Part, Unit
+from mimbench.data.sources.base import Part, Units
 from mimbench.progress import Progress
 
 FORMAT = 1
@@ -33,12 +33,13 @@ class Scan:
 
     digests: uint8 [N, 32], SHA-256 of the encoded bytes.
     sizes: int32 [N, 2], height and width; 0 where broken.
-    broken: reason by sample index.
+    broken: reason by sample index. unreachable: those whose bytes could not be had at all.
     """
 
     digests: np.ndarray
     sizes: np.ndarray
     broken: dict[int, str]
+    unreachable: list[int] = field(default_factory=list)
 
     @classmethod
     def empty(cls, count: int) -> Scan:
@@ -48,7 +49,7 @@ class Scan:
 
 def scan(part: Part, folder: Path, report: Callable[[Progress], None]) -> Scan:
     """The reading of ``part``, remembered under ``folder`` (the cache's)."""
-    if not part.units:
+    if part.units is None:
         result = Scan.empty(len(part))
         _read(part, result, part.pieces(), report)
         return result
@@ -66,7 +67,7 @@ def scan(part: Part, folder: Path, report: Callable[[Progress], None]) -> Scan:
         result = Scan.empty(len(part))
         _read(part, result, _still_unknown(part, known, result), report)
         with writing(folder):
-            _save(path, part.units, result)
+            _save(path, part.units.forget(result.unreachable), result)
         return result
 
 
@@ -81,6 +82,8 @@ def _read(part: Part, result: Scan, pieces: list[range], report: Callable[[Progr
             except BrokenImageError as error:
                 result.sizes[index] = 0
                 result.broken[index] = str(error)
+                if isinstance(error, UnreachableImageError):
+                    result.unreachable.append(index)
         return len(piece)
 
     with_progress(work, pieces, "checking images", report)
@@ -100,43 +103,36 @@ def with_progress(
 
 @dataclass
 class _Known:
-    units: tuple[Unit, ...]
+    units: Units
     scan: Scan
 
 
 def _still_unknown(part: Part, known: _Known | None, result: Scan) -> list[range]:
     """Copies what is known of unchanged files into ``result``; returns the pieces left to read."""
-    if known is None:
+    if known is None or part.units is None:
         return part.pieces()
-    starts, start = {}, 0
-    for unit in known.units:
-        starts[unit] = start
-        start += unit.count
+    before = known.units.starts()
     fresh = np.ones(len(part), bool)
-    start = 0
-    for unit in part.units:
-        if (old := starts.get(unit)) is not None:
-            here, there = slice(start, start + unit.count), slice(old, old + unit.count)
-            result.digests[here], result.sizes[here] = known.scan.digests[there], known.scan.sizes[there]
-            fresh[here] = False
-            if known.scan.broken:
-                for offset in range(unit.count):
-                    if (reason := known.scan.broken.get(old + offset)) is not None:
-                        result.broken[start + offset] = reason
-        start += unit.count
+    for facts, start in part.units.starts().items():
+        if (old := before.get(facts)) is None:
+            continue
+        count = facts[-1]
+        here, there = slice(start, start + count), slice(old, old + count)
+        result.digests[here], result.sizes[here] = known.scan.digests[there], known.scan.sizes[there]
+        fresh[here] = False
+        for offset in np.flatnonzero(result.sizes[here, 0] == 0).tolist():
+            result.broken[start + offset] = known.scan.broken[old + offset]
     return [piece for piece in part.pieces() if fresh[piece.start : piece.stop].any()]
 
 
-def _save(path: Path, units: tuple[Unit, ...], result: Scan) -> None:
+def _save(path: Path, units: Units, result: Scan) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             np.savez(
                 file,
-                names=np.frombuffer(
-                    "\0".join(u.name for u in units).encode("utf-8", "surrogateescape"), np.uint8
-                ),
-                numbers=np.array([(u.size, u.mtime_ns, u.count) for u in units], np.int64),
+                names=units.names,
+                numbers=units.numbers,
                 digests=result.digests,
                 sizes=result.sizes,
                 broken=np.frombuffer(json.dumps(result.broken).encode(), np.uint8),
@@ -151,11 +147,8 @@ def _save(path: Path, units: tuple[Unit, ...], result: Scan) -> None:
 def _load(path: Path) -> _Known | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = file["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")
-            units = tuple(
-                Unit(n, *numbers) for n, numbers in zip(names, file["numbers"].tolist(), strict=True)
-            )
             broken = {int(i): str(reason) for i, reason in json.loads(file["broken"].tobytes()).items()}
-            return _Known(units, Scan(file["digests"], file["sizes"], broken))
+            reading = Scan(file["digests"], file["sizes"], broken)
+            return _Known(Units(file["names"], file["numbers"]), reading)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # nothing yet, or damaged: it is read anew

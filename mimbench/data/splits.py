@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mimbench import rng
+from mimbench.data.scan import Scan
+from mimbench.data.sources.base import Listing
 from mimbench.errors import UserError
 
 SEED = rng.salt("mimbench split 1")
+VALIDATION_SHARE = 0.1  # of train, where a source gives no validation part
 
 
 def held_out(
@@ -25,8 +28,9 @@ def held_out(
 
     digests: uint8 [N, 32], of the samples' content; labels: int64 [N] or None. Returns ascending indices.
     Within a class samples are ordered by a seeded hash of their content, and equal ones stay together, so
-    that no image is in two of the splits. ``source`` and ``classes`` are names for the message. Raises UserError where a class has too few different samples to
-    leave one in each.
+    that no image is in two of the splits. ``source`` and ``classes`` are names for the message.
+
+    Raises UserError where a class has too few different samples to leave one in each.
     """
     content = np.ascontiguousarray(digests[:, :8]).view(np.uint64)[:, 0]
     order_keys = rng.sample_keys(SEED, 0, content).view(np.uint64)
@@ -62,3 +66,79 @@ def fingerprint(digests: np.ndarray, labels: np.ndarray | None) -> str:
         rows = np.concatenate([rows, labels.astype("<i8").view(np.uint8).reshape(-1, 8)], axis=1)
     kind = b"labelled" if labels is not None else b"unlabelled"
     return hashlib.sha256(b"mimbench split 1 " + kind + rows.tobytes()).hexdigest()
+
+
+def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
+    """For each split the part it comes from and its samples' indices there; and the rule, in words."""
+    sound = {name: np.flatnonzero(reading.sizes[:, 0] > 0) for name, reading in scans.items()}
+
+    def cut(shares: tuple[float, ...]) -> list[np.ndarray]:
+        samples = sound["train"]
+        labels = found.parts["train"].labels
+        parts = held_out(
+            scans["train"].digests[samples],
+            None if labels is None else labels[samples],
+            shares,
+            source=found.name,
+            classes=found.classes,
+        )
+        return [samples[indices] for indices in parts]
+
+    if found.classes is None:
+        if "validation" in sound:
+            given = {name: (name, sound[name]) for name in ("train", "validation")}
+            return given, "unlabelled; train and validation as given"
+        validation, train = cut((VALIDATION_SHARE,))
+        return (
+            {"train": ("train", train), "validation": ("train", validation)},
+            f"unlabelled; validation: {VALIDATION_SHARE:.0%} of train, by a hash of the content",
+        )
+    if "validation" in sound and "test" in sound:
+        return {name: (name, sound[name]) for name in ("train", "validation", "test")}, "all three as given"
+    official = next((name for name in ("test", "validation") if name in sound), None)
+    if official:
+        validation, train = cut((VALIDATION_SHARE,))
+        return (
+            {
+                "train": ("train", train),
+                "validation": ("train", validation),
+                "test": (official, sound[official]),
+            },
+            f"test: the given {official} part; validation: {VALIDATION_SHARE:.0%} of train, "
+            "stratified, by a hash of the content",
+        )
+    for_validation, for_test = found.held_out
+    test, validation, train = cut((for_test, for_validation))
+    return (
+        {"train": ("train", train), "validation": ("train", validation), "test": ("train", test)},
+        f"test: {for_test:.0%}, validation: {for_validation:.0%} of the whole, stratified, "
+        "by a hash of the content",
+    )
+
+
+def require_two_classes(found: Listing) -> None:
+    """Raises UserError for a labelled source of fewer than two classes."""
+    if found.classes is not None and len(found.classes) < 2:
+        only = found.classes[0] if found.classes else "none"
+        raise UserError(
+            f"{found.name} has labels of one class only ({only}); an evaluation needs at least 2 classes, "
+            "while pre-training does without labels: give it the images as a flat folder, imagefolder:PATH"
+        )
+
+
+def check_classes(found: Listing, chosen: dict[str, tuple[str, np.ndarray]]) -> None:
+    """Raises UserError where a split of a labelled source lacks a class."""
+    if found.classes is None:
+        return
+    for name, (origin, indices) in chosen.items():
+        labels = found.parts[origin].labels
+        assert labels is not None
+        counts = np.bincount(labels[indices], minlength=len(found.classes))
+        missing = [found.classes[i] for i in np.flatnonzero(counts == 0)]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise UserError(
+                f"the {name} split of {found.name} has no image of {len(missing)} of its "
+                f"{len(found.classes)} classes ({', '.join(missing[:5])}{more}); add some, "
+                "or take the class out of the other splits"
+            )

@@ -149,8 +149,11 @@ def pixels(part: Part, scan: Scan, side: int, folder: Path, report: Callable[[Pr
     total = int(lengths.sum())
     if total <= min(store_limit(), free_bytes(folder) - SPARE):
 
-        def shrunk(index: int, content: bytes) -> np.ndarray:
-            return shrink(part.decode(content), side)
+        def shrunk(index: int, content: bytes) -> bytes:
+            whole = part.decode(content)
+            if whole.dtype != np.uint8 or whole.shape != (*scan.sizes[index], 3):
+                raise BrokenImageError(f"it has become {whole.dtype} {list(whole.shape)}")
+            return shrink(whole, side).tobytes()
 
         _write(target, part, keep, lengths, shapes, shrunk, "preparing images", report)
         return Prepared(target)
@@ -189,7 +192,7 @@ def _write(
     keep: np.ndarray,
     lengths: np.ndarray,
     shapes: np.ndarray | None,
-    convert: Callable[[int, bytes], np.ndarray | bytes],
+    convert: Callable[[int, bytes], bytes],
     stage: str,
     report: Callable[[Progress], None],
 ) -> None:
@@ -217,7 +220,7 @@ def _fill(
     keep: np.ndarray,
     lengths: np.ndarray,
     shapes: np.ndarray | None,
-    convert: Callable[[int, bytes], np.ndarray | bytes],
+    convert: Callable[[int, bytes], bytes],
     stage: str,
     report: Callable[[Progress], None],
 ) -> None:
@@ -234,9 +237,9 @@ def _fill(
                 try:
                     if isinstance(content, BrokenImageError):
                         raise content
-                    data = memoryview(convert(index, content)).cast("B")
+                    data = memoryview(convert(index, content))
                     if len(data) != lengths[slot]:
-                        raise BrokenImageError("it has another size")
+                        raise BrokenImageError("it has another length")
                 except BrokenImageError as error:
                     raise changed(part, index, error) from error
                 written = 0

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mimbench import rng
 from mimbench.spec import Augmentation
 
-# ITU-R 601-2 luma in 16-bit fixed point, as in Pillow's conversion to "L".
-_LUMA = np.array([19595, 38470, 7471], np.int32)
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def resize(pixels: np.ndarray, height: int, width: int, mode: str = "bicubic") -> Tensor:
@@ -78,20 +78,13 @@ def crop_box(
 def color_jitter(pixels: np.ndarray, strength: float, draw: np.random.Generator) -> np.ndarray:
     """Brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order.
 
-    uint8 [H, W, 3] -> the same. Each is a blend with black, the mean grey or the grey image, as in Pillow's
-    ``ImageEnhance``.
+    uint8 [H, W, 3] -> the same. torchvision's ``ColorJitter`` without hue, by the same Pillow enhancers.
     """
     factors = draw.uniform(max(0.0, 1 - strength), 1 + strength, size=3)
+    image = Image.fromarray(pixels)
     for kind in draw.permutation(3):
-        if kind == 0:
-            other: np.ndarray | float = 0.0
-        else:
-            grey = (pixels.astype(np.int32) @ _LUMA + 0x8000) >> 16
-            # An integer sum: the mean must not depend on the order of additions.
-            other = float(int(grey.sum() / grey.size + 0.5)) if kind == 1 else grey[..., None]
-        blended = other + np.float32(factors[kind]) * (pixels.astype(np.float32) - other)
-        pixels = np.clip(np.rint(blended), 0, 255).astype(np.uint8)
-    return pixels
+        image = _ENHANCERS[kind](image).enhance(factors[kind])
+    return np.array(image)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,8 @@ class TrainTransform:
     def __call__(self, pixels: np.ndarray, key: int) -> Tensor:
         """uint8 [H, W, 3] and the key of (seed, epoch, sample) -> uint8 [3, S, S]."""
         how, draw = self.augmentation, rng.numpy_generator(key, "augment")
-        top, left, height, width = crop_box(*pixels.shape[:2], how.crop_scale, how.crop_ratio, draw)
+        box = crop_box(pixels.shape[0], pixels.shape[1], how.crop_scale, how.crop_ratio, draw)
+        top, left, height, width = box
         flip = how.flip and draw.random() < 0.5
         crop = pixels[top : top + height, left : left + width]
         image = resize(crop, self.image_size, self.image_size, how.interpolation)

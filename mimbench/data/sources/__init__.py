@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mimbench.data.sources.base import DataDefaults, Listing, Part, Unit
+from mimbench.data.sources.base import DataDefaults, Listing, Part, Units
+from mimbench.data.sources.cifar10 import cifar10
 from mimbench.data.sources.digits import digits
+from mimbench.data.sources.hf import hf
+from mimbench.data.sources.imagefolder import imagefolder
+from mimbench.data.sources.imagenet import imagenet
 from mimbench.data.sources.parquet import parquet
 
 SOURCES: dict[str, Callable[[str], Listing]] = {
+    "cifar10": cifar10,
     "digits": digits,
+    "hf": hf,
+    "imagefolder": imagefolder,
+    "imagenet": imagenet,
     "parquet": parquet,
 }
 
-__all__ = ["SOURCES", "DataDefaults", "Listing", "Part", "Unit"]
+__all__ = ["SOURCES", "DataDefaults", "Listing", "Part", "Units"]

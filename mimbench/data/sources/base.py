@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,20 +24,49 @@ class DataDefaults:
     flip: bool = True  # False where a mirrored image means something else, such as a digit
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A file, for recognising that what it holds has not changed since it was last read."""
+class Units:
+    """Files, for recognising that what they hold has not changed since it was last read.
 
-    name: str
-    size: int  # bytes
-    mtime_ns: int
-    count: int  # samples in it
+    names: bytes [n] (fixed width: a million paths must not be a million objects, which worker processes
+    would copy one by one). numbers: int64 [n, 3]: size in bytes, modification time in ns, samples inside.
+    """
+
+    def __init__(self, names: np.ndarray, numbers: np.ndarray):
+        self.names = names
+        self.numbers = numbers
 
     @classmethod
-    def of(cls, path: Path, name: str, count: int) -> Unit:
-        """The unit of a file on disk."""
-        status = path.stat()
-        return cls(name, status.st_size, status.st_mtime_ns, count)
+    def of(cls, files: list[tuple[str, os.stat_result | None, int]]) -> Units:
+        """Of (name, status, samples); the status is None where the file is unreachable."""
+        names = np.array([os.fsencode(name) for name, _, _ in files] or [b""])[: len(files)]
+        facts = [(s.st_size, s.st_mtime_ns, n) if s else (-1, -1, n) for _, s, n in files]
+        return cls(names, np.array(facts, np.int64).reshape(-1, 3))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Units):
+            return NotImplemented
+        return np.array_equal(self.names, other.names) and np.array_equal(self.numbers, other.numbers)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.names[index])
+
+    def forget(self, samples: list[int]) -> Units:
+        """The same without what is known of the files of these samples, so that they are read again."""
+        ends = np.cumsum(self.numbers[:, 2])
+        numbers = self.numbers.copy()
+        numbers[np.searchsorted(ends, samples, side="right"), :2] = -2
+        return Units(self.names, numbers)
+
+    def starts(self) -> dict[tuple[bytes, int, int, int], int]:
+        """The index of each file's first sample, by the file's facts."""
+        first = np.concatenate([[0], np.cumsum(self.numbers[:, 2])]).tolist()
+        rows = zip(self.names.tolist(), self.numbers.tolist(), strict=True)
+        return {(name, *numbers): start for (name, numbers), start in zip(rows, first, strict=False)}
 
 
 class Part(ABC):
@@ -44,13 +74,13 @@ class Part(ABC):
 
     labels: int64 [N], or None.
     identity: tells parts of different sources apart in the cache, e.g. an absolute path.
-    units: the files it is made of, in order; empty: never remembered, read anew each time.
+    units: the files it is made of, in order; None: never remembered, read anew each time.
     seekable: whether ``encoded`` is fast for one sample anywhere.
     """
 
     labels: np.ndarray | None
     identity: str
-    units: tuple[Unit, ...] = ()
+    units: Units | None = None
     seekable: bool = True
 
     @abstractmethod
@@ -74,7 +104,7 @@ class Part(ABC):
             try:
                 yield self.encoded(index)
             except OSError as error:
-                yield images.BrokenImageError(error.strerror or str(error))
+                yield images.UnreachableImageError(error.strerror or str(error))
 
     def inspect(self, content: bytes) -> tuple[int, int]:
         """Height and width, after making sure that ``decode`` will work. Raises BrokenImageError."""

@@ -9,6 +9,7 @@ object with a list "classes"), or from the metadata Hugging Face puts into the f
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from mimbench.data.images import BrokenImageError
-from mimbench.data.sources.base import Listing, Part, Unit, existing, local_name
+from mimbench.data.sources.base import Listing, Part, Units, existing, local_name
+from mimbench.data.sources.labels import labelled_listing
 from mimbench.errors import UserError
 
 PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
@@ -42,7 +44,8 @@ class _Table(Part):
         self._groups: list[tuple[int, int, range]] = []  # (file, row group, samples)
         self.identity = f"parquet:{':'.join(map(str, files))}"
         self.metadata: dict[str, Any] = {}
-        units, labels, start = [], [], 0
+        units: list[tuple[str, os.stat_result | None, int]] = []
+        labels, start = [], 0
         for number, path in enumerate(files):
             try:
                 with pq.ParquetFile(path) as table:
@@ -55,14 +58,15 @@ class _Table(Part):
                         start += rows
                     if "label" in schema.names:
                         labels.append(_labels(path, table.read(columns=["label"])["label"]))
-                    units.append(Unit.of(path, path.relative_to(root).as_posix(), table.metadata.num_rows))
+                    name, rows = path.relative_to(root).as_posix(), table.metadata.num_rows
+                    units.append((name, path.stat(), rows))
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(path, error) from error
         if labels and len(labels) != len(files):
             raise UserError(f"some of the tables {files[0].name} ... {files[-1].name} have no column 'label'")
-        self.units = tuple(units)
+        self.units = Units.of(units)
         self.labels = np.concatenate(labels) if labels else None
-        self._starts = np.cumsum([0] + [unit.count for unit in units])
+        self._starts = np.cumsum([0] + [rows for _, _, rows in units])
         if not len(self):
             raise UserError(f"{files[0]} has no rows; a dataset needs images")
 
@@ -169,31 +173,6 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def named_classes(
-    name: str, parts: dict[str, Part], classes: tuple[str, ...] | None
-) -> tuple[str, ...] | None:
-    """Check the labels of all parts against ``classes``, or name the classes by number.
-
-    Returns None where the parts have no labels. Raises UserError where a label is out of range, or where
-    some parts have labels and some do not.
-    """
-    labelled = {part: p.labels is not None for part, p in parts.items()}
-    if not any(labelled.values()):
-        return None
-    if not all(labelled.values()):
-        without = ", ".join(part for part, has in labelled.items() if not has)
-        raise UserError(f"{name} has labels, but its {without} part has none; add them or take it away")
-    highest = max(int(p.labels.max()) for p in parts.values())
-    lowest = min(int(p.labels.min()) for p in parts.values())
-    count = len(classes) if classes else highest + 1
-    if lowest < 0 or highest >= count:
-        wrong = lowest if lowest < 0 else highest
-        raise UserError(
-            f"{name} has the label {wrong}, but its {count} classes are numbered 0 to {count - 1}"
-        )
-    return classes or tuple(map(str, range(count)))
-
-
 def parquet(argument: str) -> Listing:
     """Parquet tables with the columns image (bytes) and label."""
     path = existing("parquet", argument)
@@ -210,11 +189,5 @@ def parquet(argument: str) -> Listing:
             f"(but {', '.join(there) if there else 'nothing'}); name the training table so, or give one file"
         )
     tables = {part: _Table(folder, paths) for part, paths in files.items()}
-    parts, notes = dict(tables), []
-    test = parts.get("test")
-    if test is not None and test.labels is not None and (test.labels == -1).all() and len(parts) > 1:
-        del parts["test"]  # hidden labels, as public sets of competitions have them
-        notes.append("the test part has no labels (all -1) and was left out")
-    name = local_name("parquet", path)
-    classes = named_classes(name, parts, _class_names(folder, tables["train"]))
-    return Listing(name=name, parts=parts, classes=classes, notes=tuple(notes))
+    classes = _class_names(folder, tables["train"])
+    return labelled_listing(local_name("parquet", path), dict(tables), classes)
