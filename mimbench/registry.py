@@ -68,6 +68,31 @@ def _entry_points(kind: str) -> list[tuple[str, Any]]:
     return loaded
 
 
+_WANTED = {
+    "method": "a subclass of mimbench.method.Method with a card",
+    "protocol": "a subclass of mimbench.protocol.Protocol with a key",
+    "dataset": "a function of the text after the colon",
+    "backbone": "a function of (name, image_size, **options)",
+}
+
+
+def _expect(condition: bool, kind: str, name: str, value: Any) -> None:
+    """Name the plug-in that registered something else than its group holds."""
+    if not condition:
+        raise UserError(
+            f"the installed {kind} {name!r} is {value!r}, expected {_WANTED[kind]}; "
+            "fix or uninstall its package"
+        )
+
+
+def _plugin_classes(kind: str, base: type, named_by: str) -> list[Any]:
+    """Classes that installed packages add, each checked to be of ``base`` with a name of its own."""
+    points = _entry_points(kind)
+    for name, cls in points:
+        _expect(inspect.isclass(cls) and issubclass(cls, base) and named_by in vars(cls), kind, name, cls)
+    return [cls for _, cls in points]
+
+
 @cache
 def methods() -> dict[str, type[Method]]:
     """All methods by key."""
@@ -77,7 +102,7 @@ def methods() -> dict[str, type[Method]]:
     for cls in _package_classes("method_zoo", Method):
         if "card" in vars(cls):
             _add(table, "method", cls.card.key, cls)
-    for _, cls in _entry_points("method"):
+    for cls in _plugin_classes("method", Method, "card"):
         _add(table, "method", cls.card.key, cls)
     return dict(sorted(table.items()))
 
@@ -91,7 +116,7 @@ def protocols() -> dict[str, type[Protocol]]:
     for cls in _package_classes("protocols", Protocol):
         if "key" in vars(cls):
             _add(table, "protocol", cls.key, cls)
-    for _, cls in _entry_points("protocol"):
+    for cls in _plugin_classes("protocol", Protocol, "key"):
         _add(table, "protocol", cls.key, cls)
     return dict(sorted(table.items()))
 
@@ -103,6 +128,7 @@ def datasets() -> dict[str, Callable[[str], Listing]]:
 
     table: dict[str, Callable[[str], Listing]] = dict(SOURCES)
     for name, source in _entry_points("dataset"):
+        _expect(callable(source), "dataset", name, source)
         _add(table, "dataset", name, source)
     return dict(sorted(table.items()))
 
@@ -128,10 +154,29 @@ def build_backbone(name: str, image_size: int, **options: Any) -> nn.Module:
     """
     from method_zoo.backbones import build
 
-    for key, builder in _entry_points("backbone"):
-        if re.fullmatch(key, name):
-            return builder(name, image_size, **options)
-    return build(name, image_size, **options)
+    table: dict[str, Any] = {}
+    for pattern, builder in _backbones():
+        if pattern.fullmatch(name):
+            _add(table, "backbone", name, builder)
+    return table.get(name, build)(name, image_size, **options)  # the zoo's raises, with near matches
+
+
+@cache
+def _backbones() -> list[tuple[re.Pattern[str], Callable[..., nn.Module]]]:
+    """Builders of backbones with the pattern of their names: the zoo's own and the plug-ins'."""
+    from method_zoo.backbones import NAMES, build
+
+    found: list[tuple[re.Pattern[str], Callable[..., nn.Module]]] = [(re.compile(NAMES), build)]
+    for name, builder in _entry_points("backbone"):
+        _expect(callable(builder), "backbone", name, builder)
+        try:
+            found.append((re.compile(name), builder))
+        except re.error as error:
+            raise UserError(
+                f"the installed backbone {name!r} is not a pattern of names ({error}); "
+                "fix or uninstall its package"
+            ) from error
+    return found
 
 
 def load_tokenizer(path: Path) -> nn.Module:

@@ -11,6 +11,8 @@ from method_zoo.backbones.pixels import Pixels
 from method_zoo.backbones.vit import SIZES, ViT
 from mimbench.errors import UserError, unknown
 
+NAMES = rf"pixels|vit_({'|'.join(SIZES)})_patch[1-9]\d*"  # a regular expression of all it builds
+
 
 def build(name: str, image_size: int, **options: Any) -> nn.Module:
     """A freshly initialised backbone for square images of ``image_size`` pixels.
