@@ -16,7 +16,7 @@ FED_ON = {"pretrain": "encoder.safetensors", "tokenizer": "tokenizer.safetensors
 
 
 class Ledger:
-    """The records below one results folder, seen as the state of jobs. Other processes may write meanwhile."""
+    """The records below one results folder as the state of jobs. Other processes may write meanwhile."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ class Plan:
 
     setting: Setting
     jobs: tuple[Job, ...]
+    tokenizer_files: Mapping[str, Path] = field(default_factory=dict)  # by sha256; decides nothing
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs)
@@ -135,7 +136,8 @@ def make_plan(request: Request, data: Dataset, precision: str) -> Plan:
             for cls, fields in protocols:
                 job = _evaluate_job(variant, setting, seed, cls, fields, pretrain[-1])
                 jobs[job.id] = job
-    return Plan(setting, tuple(jobs.values()))
+    files = {v.tokenizer.sha256: v.tokenizer.path for v in variants if isinstance(v.tokenizer, TokenizerFile)}
+    return Plan(setting, tuple(jobs.values()), files)
 
 
 def choose_variants(request: Request, labelled: bool, assigned: _Assignments) -> list[Variant]:
@@ -279,9 +281,3 @@ def _evaluate_job(
     }
     name = f"{variant.label} · {protocol.key} · seed {seed}"
     return Job(kind="evaluate", name=name, content=content, needs=(pretrain.id,))
-
-
-def names(jobs: Sequence[Job]) -> str:
-    """Job names for a sentence."""
-    shown = ", ".join(job.name for job in jobs[:3])
-    return shown + (f" and {len(jobs) - 3} more" if len(jobs) > 3 else "")

@@ -197,6 +197,7 @@ class Record(Frozen):
     selection: dict[str, Any] = {}  # candidates, their validation scores, the one chosen
     cost: dict[str, Any] = {}  # see cost.Cost
     curve: list[dict[str, float]] = []  # learning curve
+    facts: dict[str, Any] = {}  # what the method says of itself, see Method.description
     data: dict[str, Any] = {}  # split fingerprints, sizes, skipped files
     environment: dict[str, Any] = {}
     started: str  # ISO 8601, UTC

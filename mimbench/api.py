@@ -1,0 +1,247 @@
+"""The Python API: the same names and defaults as the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mimbench import records
+from mimbench.errors import UserError, unknown
+from mimbench.executors import Summary, Watch
+from mimbench.files import make_folder
+from mimbench.ledger import FED_ON, Ledger
+from mimbench.request import RESULTS, Request, make_request
+from mimbench.spec import Setting
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning_fabric import Fabric
+
+    from mimbench.data import Dataset
+    from mimbench.encoder import Encoder
+    from mimbench.estimate import Estimate
+    from mimbench.executors import Executor
+    from mimbench.plan import Plan
+    from mimbench.work import Workshop
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    summary: jobs done, failed and not run. files: the tables written, CSV and HTML.
+    estimates: of a dry run, by job id.
+    """
+
+    plan: Plan
+    summary: Summary
+    folder: Path
+    files: tuple[Path, ...] = ()
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    first: bool = True  # False in all processes of a torchrun launch but one, which tells for all
+
+    @property
+    def ok(self) -> bool:
+        return not self.summary.failed
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The records of this run, one row each (``mimbench.leaderboard.load``)."""
+        from mimbench.leaderboard import load
+
+        frame = load(self.folder)
+        return frame[frame["record"].isin([job.id for job in self.plan])]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The leaderboard of this run, one row a variant and protocol (``mimbench.leaderboard.summary``)."""
+        from mimbench.leaderboard import summary, tables
+
+        return summary(tables(self.frame))
+
+
+def run(
+    methods: str | Sequence[str],
+    protocol: str | Sequence[str] = ("linprobe",),
+    data: str = "digits",
+    backbone: str | None = None,
+    image_size: int | None = None,
+    epochs: float | None = None,
+    images: float | None = None,
+    flops: float | None = None,
+    hours: float | None = None,
+    recipe: Literal["shared", "paper"] = "shared",
+    batch_size: int = 128,
+    micro_batch: int | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    seeds: int | str | Sequence[int] = (0,),
+    set: Mapping[str, Any] | Sequence[str] = {},
+    tokenizer: str | None = None,
+    baselines: bool = True,
+    skip_broken: bool = False,
+    workers: int | None = None,
+    out: str | Path = RESULTS,
+    dry_run: bool = False,
+    *,
+    watch: Watch | None = None,
+) -> Result:
+    """Pre-train and evaluate methods under identical settings; do only what the results folder lacks.
+
+    Every argument but ``watch`` is an option of ``mimbench run`` and means the same there.
+    watch: hears how the work goes on; by default nobody does.
+
+    Raises UserError for a mistake in the arguments, before any work starts, and where results cannot be
+    kept. A job that fails does not raise: see ``Result.ok`` and ``Result.summary``.
+    """
+    given = {name: value for name, value in locals().items() if name != "watch"}
+    return run_request(make_request(given), watch or Watch())
+
+
+def run_request(request: Request, watch: Watch, executor: Executor | None = None) -> Result:
+    """``run`` for a checked request."""
+    from mimbench.plan import make_plan
+    from mimbench.precision import make_fabric, resolve_precision
+
+    precision = resolve_precision(request.precision)
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
+    fabric = make_fabric(precision) if together and not request.dry_run else None
+    first = fabric is None or fabric.is_global_zero
+    watch = watch if first else Watch()
+    data = _open_data(request, watch) if first else None
+    if fabric is not None:
+        fabric.barrier()  # the first has prepared the data, the others find it
+        data = data or _open_data(request, watch)
+    assert data is not None
+    plan = make_plan(request, data, precision)
+    ledger = Ledger(request.out)
+    done = ledger.done(plan)
+    left = [job for job in plan if job.id not in done]
+
+    workshop = None
+    if left:
+        workshop = _workshop(request, data, plan, ledger, fabric)
+        _check_builds(plan, workshop, done)
+    if request.dry_run:
+        from mimbench.estimate import estimate
+
+        estimates = estimate(left, {job.id: job for job in plan}, workshop) if workshop else {}
+        finished = tuple(job for job in plan if job.id in done)
+        return Result(plan, Summary(finished, (), tuple(left)), request.out, (), estimates)
+    if workshop is None:
+        summary = Summary(plan.jobs)
+    else:
+        from mimbench.executors.local import Local
+
+        for name in ("records", "weights", "locks"):
+            make_folder(request.out / name)
+        summary = (executor or Local()).execute(plan, workshop, watch)
+    files = _write_tables(request) if first else ()
+    return Result(plan, summary, request.out, files, first=first)
+
+
+def _open_data(request: Request, watch: Watch) -> Dataset:
+    from mimbench.data import open_dataset
+
+    return open_dataset(
+        request.data, image_size=request.image_size, skip_broken=request.skip_broken, report=watch.progress
+    )
+
+
+def _workshop(request: Request, data: Dataset, plan: Plan, ledger: Ledger, fabric: Fabric | None) -> Workshop:
+    from mimbench.work import Workshop
+
+    return Workshop(
+        data,
+        ledger,
+        plan.setting,
+        tokenizer_files=plan.tokenizer_files,
+        micro_batch=request.micro_batch,
+        workers=_workers() if request.workers is None else request.workers,
+        fabric=fabric,
+    )
+
+
+def _workers() -> int:
+    """Loading processes where none are asked for: on a CPU they would only take cores from the training."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
+def _check_builds(plan: Plan, workshop: Workshop, done: Collection[str]) -> None:
+    """Build each method once before any work starts: a wrong size or ratio is known after a second."""
+    jobs = {job.id: job for job in plan}
+    seen = set()
+    for job in plan:
+        if job.kind == "evaluate" or job.id in done or job.content["variant"] in seen:
+            continue
+        seen.add(job.content["variant"])
+        # a tokenizer that is yet to be trained is as good as any for this
+        tokenizer = workshop.method(jobs[job.needs[0]]) if job.needs else None
+        workshop.method(job, tokenizer)
+
+
+def _write_tables(request: Request) -> tuple[Path, ...]:
+    from mimbench.leaderboard import write
+
+    if not any((request.out / "records").iterdir()):
+        return ()
+    return tuple(write(request.out, protocols=request.protocol))
+
+
+def leaderboard(folder: str | Path = RESULTS, format: str | Sequence[str] = ("csv", "html")) -> pd.DataFrame:
+    """Write the tables of a results folder; the numbers as a DataFrame, one row a variant and protocol.
+
+    format: "csv", "html" or both; an empty one writes nothing. Raises UserError where there is no results
+    folder, a record is damaged or newer, or two records answer for one cell.
+    """
+    from mimbench.leaderboard import load, summary, tables
+
+    write_leaderboard(folder, format)
+    return summary(tables(load(folder)))
+
+
+def write_leaderboard(folder: str | Path, format: str | Sequence[str]) -> list[Path]:
+    """Write the tables of a results folder as files of the formats named; their paths."""
+    from mimbench.leaderboard import write
+
+    names = format.split(",") if isinstance(format, str) else format
+    formats = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    for name in formats:
+        if name not in ("csv", "html"):
+            raise unknown("format", name, ("csv", "html"))
+    return write(folder, formats)
+
+
+def load_encoder(source: str | Path, out: str | Path = RESULTS, seed: int = 0) -> Encoder:
+    """A pre-trained encoder, frozen, which gives tokens for images.
+
+    source: the name of a row ("mae", "mae[mask_ratio=0.5]") of the results folder ``out``, a job id, an
+    ``encoder.safetensors`` file or the folder that holds one.
+
+    Raises UserError where nothing of that name was trained, and where several were (under different
+    settings): the message lists their job ids.
+    """
+    from mimbench import checkpoint
+
+    path = Path(source)
+    if path.exists():
+        return checkpoint.load_encoder(path)
+    trained = [r for r in records.read_folder(Path(out)) if r.kind == "pretrain" and r.status == "done"]
+    row = (str(source), seed)
+    found = [r for r in trained if source == r.id or row == (r.content["variant"], r.content["seed"])]
+    if not found:
+        known = {r.content["variant"] for r in trained if r.content["seed"] == seed}
+        raise unknown(f"encoder trained with seed {seed} in {out}", str(source), known)
+    if len(found) > 1:
+        listed = "; ".join(f"{r.id}: {Setting.model_validate(r.content['setting']).label}" for r in found)
+        raise UserError(
+            f"{source} was trained under several settings in {out}, name one by its id ({listed})"
+        )
+    return checkpoint.load_encoder(Ledger(Path(out)).weights(found[0].id) / FED_ON["pretrain"])

@@ -1,0 +1,157 @@
+"""What there is to choose from, drawn for a terminal: methods, protocols, a dataset, the installation."""
+
+from __future__ import annotations
+
+import inspect
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mimbench import registry, settings
+from mimbench.spec import Card
+
+
+def _table(*columns: str, **options: object) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, **options)  # type: ignore[arg-type]
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _facts(rows: list[tuple[str, str]], title: str = "") -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, title=title, title_justify="left")
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value:
+            table.add_row(Text(name), Text(value))
+    return table
+
+
+def _settings(cls: type, key: str) -> RenderableType:
+    rows = settings.ranges(cls)
+    if not rows:
+        return Text("no settings")
+    table = _table("setting", "default", "allowed")
+    for name, default, allowed in rows:
+        table.add_row(Text(f"{key}.{name}"), Text(default), Text(allowed))
+    return table
+
+
+def methods_table() -> RenderableType:
+    """All methods and baselines, tokenizers last."""
+    table = _table("method", "name", "year", "scheme", "masking", "target", "external")
+    order = {"method": 0, "floor": 1, "ceiling": 2, "tokenizer": 3}
+    cards = [cls.card for cls in registry.methods().values()]
+    for card in sorted(cards, key=lambda card: (order[card.role], card.key)):
+        role = "" if card.role == "method" else f" ({card.role})"
+        cells = (card.name + role, str(card.year or ""), card.scheme, card.masking, card.target)
+        external = "" if card.external == "none" else card.external
+        table.add_row(Text(card.key, style="bold"), *map(Text, (*cells, external)))
+    return Group(table, Text("mimbench methods show NAME tells all about one.", style="dim"))
+
+
+def method_card(key: str) -> RenderableType:
+    """Everything known of one method. Raises UnknownNameError."""
+    cls = registry.find_method(key)
+    card = cls.card
+    paper = ", ".join(part for part in (card.authors, card.paper, str(card.year or "")) if part)
+    rows = [
+        ("key", card.key),
+        ("name", card.name),
+        ("paper", paper),
+        ("arXiv", f"https://arxiv.org/abs/{card.arxiv}" if card.arxiv else ""),
+        ("official code", card.code),
+        ("official weights", "\n".join(card.weights)),
+        ("role", card.role),
+        ("scheme", card.scheme),
+        ("masking", card.masking),
+        ("target", card.target),
+        ("architecture", card.architecture),
+        ("objective", card.objective),
+        ("external", card.external),
+        ("tokenizer", cls.default_tokenizer or ""),
+        ("version", str(card.version)),
+        ("parity", card.parity),
+        ("readout", card.readout.label),
+        ("mean, std", f"{settings.show(card.mean)}, {settings.show(card.std)}"),
+        ("backbone options", settings.show(card.backbone) if card.backbone else ""),
+        ("notes", card.notes),
+        ("source", inspect.getsourcefile(cls) or ""),
+    ]
+    return Group(_facts(rows), Text(), _settings(cls, key), *_recipe(card))
+
+
+def _recipe(card: Card) -> list[RenderableType]:
+    if card.recipe is None:
+        return [Text("never trained")]
+    content = card.recipe.content()
+    augmentation = content.pop("augmentation")
+    rows = [(name, settings.show(value)) for name, value in content.items() if value not in (None, [])]
+    rows += [(f"augmentation.{name}", settings.show(value)) for name, value in augmentation.items()]
+    return [_facts(rows, "published recipe, --recipe paper")]
+
+
+def protocols_table() -> RenderableType:
+    """All protocols with their settings."""
+    parts: list[RenderableType] = []
+    for key, cls in registry.protocols().items():
+        parts += [Text.assemble((f"{key}@{cls.version}", "bold"), f"  {cls.summary}"), _settings(cls, key)]
+    return Group(*parts)
+
+
+def data_report(spec: str) -> tuple[RenderableType, bool]:
+    """What a dataset holds, and whether a run would take it. Raises UserError where there is nothing."""
+    from mimbench.data import check
+
+    found = check(spec)
+    rows = [
+        ("dataset", found.name),
+        ("given", _counts(found.given)),
+        ("splits", _counts(found.splits)),
+        ("", found.rule),
+        ("classes", _classes(found.classes)),
+        *((f"images a class, {k}", f"{v['min']} to {v['max']}") for k, v in found.per_class.items()),
+        ("short side", _counts(found.short_side) + " px" if found.short_side else ""),
+        ("common sizes", _counts(found.common_sizes)),
+        *((f"fingerprint, {name}", digest) for name, digest in found.fingerprints.items()),
+        ("duplicates", _counts({k: n for k, n in found.duplicates.items() if n}) or "none"),
+        *(("broken", f"{name}: {reason}") for name, reason in found.broken.items()),
+    ]
+    verdicts = [Text(f"warning: {sentence}", style="yellow") for sentence in found.warnings]
+    verdicts += [Text(f"problem: {sentence}", style="red") for sentence in found.problems]
+    verdicts += [Text("ready to run", style="green")] if found.ok else []
+    return Group(_facts(rows), *verdicts), found.ok
+
+
+def _classes(names: tuple[str, ...] | None) -> str:
+    if names is None:
+        return "none (unlabelled)"
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{len(names)}: {', '.join(names[:10])}{more}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def doctor_report() -> tuple[RenderableType, bool]:
+    """The state of the installation, and whether runs would work."""
+    from mimbench.doctor import examine, healthy
+
+    styles = {"ok": "green", "absent": "dim", "warn": "yellow", "missing": "red"}
+    checks = examine()
+    table = _table("", "", "found", "what to do")
+    group = ""
+    for check in checks:
+        if check.group != group:
+            table.add_section()
+        name = check.group if check.group != group else ""
+        group = check.group
+        found = Text(f"{'' if check.status == 'ok' else check.status + ': '}{check.found}")
+        found.stylize(styles[check.status])
+        table.add_row(Text(name, style="bold"), Text(check.name), found, Text(check.advice))
+    verdict = "all that runs need is there" if healthy(checks) else "something that runs need is missing"
+    return Group(table, Text(verdict)), healthy(checks)

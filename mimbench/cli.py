@@ -1,0 +1,184 @@
+"""The command line: parse, call, print. What it does is in ``mimbench.api``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from mimbench import __version__
+from mimbench.errors import UserError
+from mimbench.request import RESULTS, Request
+
+
+class Commands(TyperGroup):
+    """A user's mistake is one line on stderr, never a traceback; Ctrl-C says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("stopped; run the same command again to go on", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+app = typer.Typer(
+    name="mimbench",
+    cls=Commands,
+    help="Compare masked-image-modelling pre-training methods under identical settings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+methods_app = typer.Typer(invoke_without_command=True)
+data_app = typer.Typer(no_args_is_help=True)
+app.add_typer(methods_app, name="methods", help="List the methods, or show one.")
+app.add_typer(data_app, name="data", help="Look at datasets.")
+
+
+def _option(name: str, *flags: str, **more: Any) -> Any:
+    """An option of ``run``, described where it is defined."""
+    return typer.Option(*flags, help=Request.model_fields[name].description, **more)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mimbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="A YAML file with the options below as keys; options override it.")
+    ] = None,
+    methods: Annotated[str | None, _option("methods", metavar="NAMES")] = None,
+    protocol: Annotated[str, _option("protocol", metavar="NAMES")] = "linprobe",
+    data: Annotated[str, _option("data", metavar="SPEC")] = "digits",
+    backbone: Annotated[str | None, _option("backbone", metavar="NAME")] = None,
+    image_size: Annotated[int | None, _option("image_size")] = None,
+    epochs: Annotated[float | None, _option("epochs")] = None,
+    images: Annotated[float | None, _option("images")] = None,
+    flops: Annotated[float | None, _option("flops")] = None,
+    hours: Annotated[float | None, _option("hours")] = None,
+    recipe: Annotated[str, _option("recipe", metavar="shared|paper")] = "shared",
+    batch_size: Annotated[int, _option("batch_size")] = 128,
+    micro_batch: Annotated[int | None, _option("micro_batch")] = None,
+    precision: Annotated[str, _option("precision", metavar="auto|fp32|bf16|fp16")] = "auto",
+    seeds: Annotated[str, _option("seeds", metavar="NUMBERS")] = "0",
+    set: Annotated[list[str], _option("set", "--set", metavar="NAME.SETTING=VALUE")] = [],  # noqa: B006
+    tokenizer: Annotated[str | None, _option("tokenizer", metavar="SOURCE")] = None,
+    baselines: Annotated[bool, _option("baselines")] = True,
+    skip_broken: Annotated[bool, _option("skip_broken", "--skip-broken")] = False,
+    workers: Annotated[int | None, _option("workers")] = None,
+    out: Annotated[Path, _option("out", metavar="FOLDER")] = RESULTS,
+    dry_run: Annotated[bool, _option("dry_run", "--dry-run")] = False,
+) -> None:
+    """Pre-train methods, evaluate them, print the leaderboard; do only what is not done yet.
+
+    Interrupted and started again, it goes on where it was. Exit status: 0 when all went well, 1 when a
+    job failed, 2 for a mistake in what was asked, 130 after Ctrl-C.
+    """
+    from mimbench import request
+
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if name != "file" and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    asked = request.make_request(request.merge(request.read_file(file) if file else {}, given))
+
+    from mimbench.api import run_request
+    from mimbench.console import show_result, watch_on
+
+    watch = watch_on(Console(stderr=True))
+    try:
+        result = run_request(asked, watch)
+    finally:
+        watch.close()
+    if result.first:
+        show_result(result, asked, Console())
+    raise typer.Exit(0 if result.ok else 1)
+
+
+@app.command()
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(help="Results folder.")] = RESULTS,
+    format: Annotated[str, typer.Option(help="Files to write: csv, html or both.")] = "csv,html",
+) -> None:
+    """Print the tables of a results folder and write them as files; records are only read."""
+    from mimbench.api import write_leaderboard
+    from mimbench.console import show_tables
+
+    files = write_leaderboard(folder, format)
+    show_tables(folder, files, Console())
+
+
+@methods_app.callback()
+def methods(context: typer.Context) -> None:
+    """List the methods."""
+    if context.invoked_subcommand is None:
+        from mimbench.catalogue import methods_table
+
+        Console().print(methods_table())
+
+
+@methods_app.command("show")
+def methods_show(name: Annotated[str, typer.Argument(help="Key of a method.")]) -> None:
+    """Show a method's card, recipe and settings."""
+    from mimbench.catalogue import method_card
+
+    Console().print(method_card(name))
+
+
+@app.command()
+def protocols() -> None:
+    """List the evaluation protocols with their settings."""
+    from mimbench.catalogue import protocols_table
+
+    Console().print(protocols_table())
+
+
+@data_app.command("check")
+def data_check(
+    spec: Annotated[str, typer.Argument(help=Request.model_fields["data"].description)],
+) -> None:
+    """Read every image of a dataset and say what is there: sizes, classes, splits, broken files."""
+    from mimbench.catalogue import data_report
+
+    report, sound = data_report(spec)
+    Console().print(report)
+    raise typer.Exit(0 if sound else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which device and precision runs use, what is missing and how to get it."""
+    from mimbench.catalogue import doctor_report
+
+    report, healthy = doctor_report()
+    Console().print(report)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def main() -> None:
+    """The console script ``mimbench``."""
+    app()

@@ -1,0 +1,86 @@
+"""What a plan will cost, out of one measured step of each method. An estimate, and called so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mimbench.cost import measuring
+from mimbench.data import training_batches
+from mimbench.spec import Augmentation, Job, Setting
+from mimbench.train_step import TrainStep
+from mimbench.work import recipe_of
+
+if TYPE_CHECKING:
+    from mimbench.work import Workshop
+
+PROBE_IMAGES = 32  # of the measured step
+PROBE_SECONDS = 2.0  # after which no further step is measured
+PROBE_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one training job. seconds: computing alone, without reading data; images: to be seen."""
+
+    seconds: float
+    images: float
+    flops: float
+
+
+def estimate(jobs: Sequence[Job], stand_ins: Mapping[str, Job], workshop: Workshop) -> dict[str, Estimate]:
+    """Estimates by job id, of those of ``jobs`` that train something.
+
+    stand_ins: all jobs of the plan by id, for tokenizers that are yet to be trained.
+    """
+    measured: dict[str, tuple[float, float]] = {}
+    estimates = {}
+    for job in jobs:
+        if job.kind == "evaluate" or recipe_of(job) is None:
+            continue
+        variant = job.content["variant"]
+        if variant not in measured:
+            measured[variant] = _measure(job, stand_ins, workshop)
+        estimates[job.id] = _of_budget(*measured[variant], job, len(workshop.data.train))
+    return estimates
+
+
+def _measure(job: Job, stand_ins: Mapping[str, Job], workshop: Workshop) -> tuple[float, float]:
+    """(seconds, FLOPs) an image of one method's training step."""
+    setting = Setting.model_validate(job.content["setting"])
+    recipe = recipe_of(job)
+    assert recipe is not None
+    method = workshop.method(job, workshop.method(stand_ins[job.needs[0]]) if job.needs else None)
+    size = min(PROBE_IMAGES, setting.batch_size, workshop.micro_batch or setting.batch_size)
+    (batch,) = training_batches(
+        workshop.data.train,
+        augmentation=Augmentation(),
+        image_size=setting.image_size,
+        seed=0,
+        batch_size=size,
+        stop=1,
+    )
+    step = TrainStep(method, recipe, size, workshop.fabric)
+    with measuring(method.encoder) as counted:
+        step(batch, 0.0)
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < PROBE_STEPS and (not times or time.perf_counter() - begun < PROBE_SECONDS):
+        start = time.perf_counter()
+        for term in step(batch, 0.0).values():
+            term.item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times) / size, counted.flops / size
+
+
+def _of_budget(seconds: float, flops: float, job: Job, train_size: int) -> Estimate:
+    budget = Setting.model_validate(job.content["setting"]).budget
+    images = {
+        "epochs": budget.amount * train_size,
+        "images": budget.amount,
+        "flops": budget.amount / max(flops, 1.0),
+        "hours": budget.amount * 3600 / seconds,
+    }[budget.unit]
+    return Estimate(images * seconds, images, images * flops)

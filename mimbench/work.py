@@ -1,0 +1,162 @@
+"""Does one job: trains what is to be trained, evaluates what is to be evaluated, and says what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mimbench import checkpoint, registry, settings
+from mimbench.cost import Cost
+from mimbench.errors import UserError
+from mimbench.ledger import FED_ON, Ledger
+from mimbench.precision import make_fabric
+from mimbench.progress import Progress
+from mimbench.provenance import environment
+from mimbench.spec import Job, Recipe, Record, Setting
+from mimbench.train import build_method, pretrain
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from mimbench.data import Dataset
+    from mimbench.method import Method
+
+Report = Callable[[Progress], None]
+
+
+class Workshop:
+    """Everything that jobs need around them and that does not decide what comes out.
+
+    tokenizer_files: where the tokenizer weights given by the user lie, by their sha256.
+    micro_batch, workers: see ``mimbench.train.pretrain``.
+    fabric: of a torchrun launch; alone, a process makes its own when first needed.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        ledger: Ledger,
+        setting: Setting,
+        *,
+        tokenizer_files: Mapping[str, Path],
+        micro_batch: int | None = None,
+        workers: int = 0,
+        fabric: Fabric | None = None,
+    ):
+        self.data, self.ledger, self.setting = data, ledger, setting
+        self.tokenizer_files = tokenizer_files
+        self.micro_batch, self.workers = micro_batch, workers
+        self.world_size = fabric.world_size if fabric else 1
+        if fabric:
+            self.__dict__["fabric"] = fabric
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        return make_fabric(self.setting.precision)
+
+    def perform(self, job: Job, report: Report) -> Record:
+        """Do the job and describe it; whatever goes wrong is raised."""
+        started = datetime.now(timezone.utc)
+        if job.kind == "evaluate":
+            from mimbench.evaluate import evaluate
+
+            outcome = evaluate(job, self, report)
+        else:
+            outcome = self._pretrain(job, report)
+        return Record(
+            id=job.id,
+            kind=job.kind,
+            name=job.name,
+            status="done",
+            content=job.content,
+            data=self.data.describe(),
+            environment=environment(),
+            started=started.isoformat(timespec="microseconds"),
+            finished=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            **outcome,
+        )
+
+    def _pretrain(self, job: Job, report: Report) -> dict[str, Any]:
+        """Fields of the record of a pretrain or tokenizer job."""
+        needs = {need: self.product(need) for need in job.needs}
+        trained = pretrain(
+            self.method(job),
+            self.data,
+            recipe=recipe_of(job),
+            setting=Setting.model_validate(job.content["setting"]),
+            seed=job.content["seed"],
+            folder=self.ledger.weights(job.id),
+            report=report,
+            micro_batch=self.micro_batch,
+            workers=self.workers,
+            fabric=self.fabric,
+        )
+        if FED_ON[job.kind] not in trained.product:
+            raise RuntimeError(f"the training of {job.name} wrote no {FED_ON[job.kind]}")
+        return {
+            "needs": needs,
+            "product": trained.product,
+            "cost": self._with_external(job, trained.cost),
+            "curve": trained.curve,
+            "facts": trained.facts,
+        }
+
+    def method(self, job: Job, tokenizer: Any = None) -> Method:
+        """The freshly initialised method of a pretrain or tokenizer job.
+
+        tokenizer: stands in for the one the job needs, which by default is loaded.
+        """
+        content = job.content
+        cls = registry.find_method(content["method"])
+        return build_method(
+            cls,
+            setting=Setting.model_validate(content["setting"]),
+            settings=settings.arguments(cls, content["settings"]),
+            seed=content["seed"],
+            num_classes=len(self.data.classes) if self.data.classes is not None else None,
+            tokenizer=tokenizer or self._tokenizer(job),
+            recipe=recipe_of(job),
+        )
+
+    def _tokenizer(self, job: Job) -> Any:
+        wanted = job.content.get("tokenizer")
+        if wanted is None:
+            return None
+        if job.needs:
+            (need,) = job.needs
+            self.product(need)
+            path = self.ledger.weights(need) / FED_ON["tokenizer"]
+        else:
+            path = self.tokenizer_files[wanted["sha256"]]
+        return registry.load_tokenizer(path)
+
+    def product(self, job_id: str) -> str:
+        """The sha256 of what a finished job hands on; raises UserError when the file is not what it wrote."""
+        record = self.ledger.record(job_id)
+        if record is None:
+            raise RuntimeError(f"job {job_id} has no record yet")
+        name = FED_ON[record.kind]
+        path = self.ledger.weights(job_id) / name
+        if not path.is_file() or checkpoint.sha256(path) != record.product[name]:
+            raise UserError(
+                f"{path} is not what {record.name} wrote; delete its folder and run again to make it anew"
+            )
+        return record.product[name]
+
+    def _with_external(self, job: Job, cost: dict[str, Any]) -> dict[str, Any]:
+        """A job's cost with that of the tokenizer it needed beside it."""
+        for need in job.needs:
+            record = self.ledger.record(need)
+            if record is not None:
+                external = {record.content["method"]: Cost.model_validate(record.cost)}
+                cost = Cost.model_validate(cost).with_external(**external).content()
+        return cost
+
+
+def recipe_of(job: Job) -> Recipe | None:
+    """The recipe in a job's content."""
+    recipe = job.content["recipe"]
+    return None if recipe is None else Recipe.model_validate(recipe)
