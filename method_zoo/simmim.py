@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from method_zoo.backbones.vit import truncated_normal_
 from method_zoo.parts.masking import RandomMask
@@ -65,11 +66,11 @@ class SimMIM(Method):
         parity="verified",
         weights=("https://drive.google.com/file/d/1dJn6GYkwMIcoP3zqOEyW1_iQfpBi8UOw",),
         notes=(
-            "The ViT version; the paper's main model is a Swin, which is not part of this zoo yet. mask_unit "
-            "counts patches: 2 is the published 32 pixels at patch 16. The sum of absolute errors is divided "
-            "by the number of hidden pixels + 1e-5 and by the 3 channels, as in the code. Initial weights "
-            "follow BEiT's code, which cuts every normal distribution at one standard deviation where "
-            "SimMIM's cuts only the mask token's."
+            "The ViT version; the paper's main model is a Swin, which is not part of this zoo yet. "
+            "mask_unit counts patches: 2 is the published 32 pixels at patch 16. The code adds 1e-5 to the "
+            "number of hidden pixels it divides by, which float32 rounds away. Initial weights follow "
+            "BEiT's code, which cuts every normal distribution at one standard deviation where SimMIM's "
+            "cuts only the mask token's."
         ),
     )
 
@@ -94,5 +95,5 @@ class SimMIM(Method):
         """Losses under a given mask, bool [B, N], True = hidden."""
         encoded = self.encoder.encode(images, mask, fill="token", keys=keys)
         target = patchify(images, self.encoder.patch_size, order="channel")[mask]
-        error = (self.head(encoded.patches[mask]).to(target.dtype) - target).abs()
-        return Losses(reconstruction=error.sum() / (error.numel() / 3 + 1e-5) / 3)
+        predicted = self.head(encoded.patches[mask])
+        return Losses(reconstruction=F.l1_loss(predicted.to(target.dtype), target))
