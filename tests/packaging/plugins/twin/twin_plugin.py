@@ -1,0 +1,20 @@
+"""Takes names that mimbench's own already have."""
+
+from method_zoo.mae import MAE
+from protocols.knn import KNN
+
+
+class Other(MAE):
+    card = MAE.card.model_copy(update={"name": "Another MAE"})
+
+
+class OtherProtocol(KNN):
+    key = KNN.key
+
+
+def digits(argument):
+    raise AssertionError("must not be opened")
+
+
+def backbone(name, image_size, **options):
+    raise AssertionError("must not be built")
