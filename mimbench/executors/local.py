@@ -15,6 +15,8 @@ from mimbench.errors import UserError
 from mimbench.executors import Summary, Watch
 from mimbench.files import FULL, make_folder, unwritable
 from mimbench.ledger import Ledger
+from mimbench.monitor import TrainingStopped
+from mimbench.protocol import EvaluationFailed
 from mimbench.spec import Job, Record
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mimbench.work import Workshop
 
 POLL_SECONDS = 0.5  # between looks at jobs that other processes hold
+TOLD = (UserError, TrainingStopped, EvaluationFailed)  # their message is a sentence with the reason
 
 
 class Local:
@@ -64,10 +67,8 @@ def _raise_if_unkept(error: Exception, ledger: Ledger) -> None:
 
 def failure(job: Job, error: Exception, started: str) -> Record:
     """The record of a job that ended in ``error``."""
-    from mimbench.monitor import TrainingStopped
-
     first_line = (str(error).strip().splitlines() or [""])[0]
-    told = isinstance(error, (UserError, TrainingStopped))
+    told = isinstance(error, TOLD)
     return Record(
         id=job.id,
         kind=job.kind,
@@ -167,8 +168,6 @@ def _together(queue: _Queue, workshop: Workshop, watch: Watch) -> None:
     What goes wrong alike in all of them (a user's mistake, a diverged loss) is a failed job. Anything else
     may have hit one process only, with the others waiting for it: it is recorded and ends the launch.
     """
-    from mimbench.monitor import TrainingStopped
-
     fabric = workshop.fabric
     jobs = {job.id: job for job in queue.plan}
     claims = queue.claims() if fabric.is_global_zero else None
@@ -180,7 +179,7 @@ def _together(queue: _Queue, workshop: Workshop, watch: Watch) -> None:
         job, started = jobs[job_id], now()
         try:
             record = workshop.perform(job, watch.progress)
-        except (UserError, TrainingStopped) as error:
+        except TOLD as error:
             _raise_if_unkept(error, workshop.ledger)
             record = failure(job, error, started)
         except Exception as error:
