@@ -25,7 +25,7 @@ class LearningCurve:
 
     def share(self, progress: float) -> int:
         """Number of the point that a step at ``progress`` belongs to."""
-        return min(int(progress * self.size), self.size - 1)
+        return min(int(progress * self.size + 1e-9), self.size - 1)  # 0.58 * 50 is 28.999…
 
     def add(self, progress: float, images: int, lr: float, terms: dict[str, float]) -> None:
         """Add one step. images: seen so far, this step's included; lr: of this step."""
