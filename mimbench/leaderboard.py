@@ -12,8 +12,10 @@ DataFrame, ``write`` the CSV and HTML files. Imports no torch. The rules a table
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -24,6 +26,7 @@ from mimbench.errors import UserError
 from mimbench.files import make_folder, write_atomically
 from mimbench.report.costs import NAN, amounts, device
 from mimbench.report.tables import Cell, Column, Row, Table, build
+from mimbench.request import RESULTS
 from mimbench.spec import External, Record, Role, Setting, canonical
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ __all__ = [
     "Row",
     "Table",
     "console_tables",
-    "leaderboard",
     "load",
     "summary",
     "tables",
@@ -55,6 +57,8 @@ class _Content(BaseModel):
     settings: dict[str, Any] = {}
     method_version: int = 0
     role: Role = "method"
+    tokenizer: dict[str, Any] = {}  # content of the one that was trained, or the sha256 of a given one
+    recipe: dict[str, Any] | None = None
     external: External = "none"
     seed: int = 0
     setting: Setting
@@ -85,7 +89,7 @@ def _row(record: Record) -> dict[str, Any]:
             f"the record records/{record.id}.json is damaged (content.{'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}); move it away and run the same command again to redo its job"
         ) from error
-    metric = "top1" if "top1" in record.metrics else next(iter(record.metrics), "")
+    metric = record.facts.get("metric", next(iter(record.metrics), ""))
     return {
         "record": record.id,
         "kind": record.kind,
@@ -94,7 +98,9 @@ def _row(record: Record) -> dict[str, Any]:
         "name": record.name,
         "method": content.method,
         "variant": content.variant or content.method,
-        "method_version": content.method_version,
+        "versions": tuple(_versions(record.content)),
+        "recipe": content.recipe or {},
+        "content": record.content,
         "role": content.role,
         "external": content.external,
         "settings": canonical(content.settings),
@@ -103,16 +109,24 @@ def _row(record: Record) -> dict[str, Any]:
         "protocol": content.protocol,
         "protocol_version": content.protocol_version,
         "fields": canonical(content.fields),
+        "summary": str(record.facts.get("summary", "")),
         "needs": canonical(record.needs),
         "metric": metric,
         "value": record.metrics.get(metric, NAN),
         "outcomes": record.outcomes,
-        "selection": record.selection,
         "curve": record.curve,
         "device": device(record.cost),
         "finished": record.finished,
         **{f"cost_{key}": amount for key, amount in amounts(record.cost).items()},
     }
+
+
+def _versions(content: dict[str, Any]) -> Iterator[int]:
+    """The method's version and those of what was trained for it: either changes its results."""
+    yield content.get("method_version", 0)
+    tokenizer = content.get("tokenizer")
+    if tokenizer and "method_version" in tokenizer:
+        yield from _versions(tokenizer)
 
 
 def tables(
@@ -191,11 +205,6 @@ def console_tables(
     return [draw(table, width) for table in tables(frame, seeds=seeds, protocols=protocols)]
 
 
-def leaderboard(folder: Path | str, *, seeds: Iterable[int] | None = None) -> pd.DataFrame:
-    """The ``summary`` of a results folder, what ``leaderboard.csv`` holds."""
-    return summary(tables(load(folder), seeds=seeds))
-
-
 def write(
     folder: Path | str,
     formats: Sequence[Format] = ("csv", "html"),
@@ -221,3 +230,18 @@ def write(
         write_atomically(path, lambda file, text=text: file.write(text.encode("utf-8")))
         paths.append(path)
     return paths
+
+
+class _CallableModule(ModuleType):
+    """``mimbench.leaderboard`` is the API's function until something imports this module, which then takes
+    its place in the package. Called, the module is that function, so the name means one thing."""
+
+    def __call__(
+        self, folder: str | Path = RESULTS, format: str | Sequence[str] = ("csv", "html")
+    ) -> pd.DataFrame:
+        from mimbench.api import leaderboard
+
+        return leaderboard(folder, format)
+
+
+sys.modules[__name__].__class__ = _CallableModule

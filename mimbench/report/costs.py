@@ -22,7 +22,7 @@ class Cost:
 COSTS = (
     Cost("images_per_second", "Speed", "images/s", "training throughput over all processes"),
     Cost("hours", "Time", "h", "pre-training on the wall clock, tokenizer included"),
-    Cost("tokenizer_hours", "of it tokenizer", "h", "the part of the time that trained the tokenizer"),
+    Cost("tokenizer_hours", "Tokenizer", "h", "the part of the time that trained the tokenizer"),
     Cost("pflops", "Compute", "PFLOP", "forward and backward, tokenizer included; a multiply-add is two"),
     Cost(
         "memory_gib",
@@ -30,7 +30,7 @@ COSTS = (
         "GiB",
         "peak: allocated tensors on a GPU, the process's resident size on a CPU",
     ),
-    Cost("parameters_m", "Parameters", "M", "of everything pre-training held, frozen parts included"),
+    Cost("parameters_m", "Params", "M", "of everything pre-training held, frozen parts included"),
     Cost("tokens_m", "Tokens", "M", "that went through the encoder in pre-training"),
 )
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from mimbench import records, stats
 from mimbench.errors import UserError
+from mimbench.report.conflicts import refuse_two_answers
 from mimbench.report.costs import COSTS, NAN
 from mimbench.spec import Setting
 
@@ -24,7 +25,9 @@ class Column:
     protocol: str
     version: int
     fields: str  # canonical JSON
-    metric: str = field(compare=False)  # what the protocol is summed up by; unknown to a failed record
+    # What a done record knows and a failed one does not, so no part of what the column is.
+    metric: str = field(compare=False)
+    summary: str = field(compare=False)  # of the protocol, one sentence
 
     @property
     def label(self) -> str:
@@ -54,16 +57,27 @@ class Row:
 
     variant: str
     method: str
-    version: int
+    version: str  # "1"; with a trained tokenizer also its own, "1.2"
     older: bool  # another row holds a newer version of this variant
     role: str
     external: str
     settings: str  # canonical JSON
     cells: tuple[Cell, ...]  # one a column
-    cost: dict[str, float]  # Cost.key -> mean over seeds, in the cost's unit
+    cost: dict[str, float]  # costs.Cost.key -> mean over seeds
     device: str  # that it was trained on
+    recipe: dict[str, Any]  # of optimisation; empty where nothing was trained
     trained: dict[int, str]  # seed -> id of the pre-training's record
     curves: dict[int, list[dict[str, float]]]  # seed -> learning curve
+    finished: str  # when the newest of its records was, ISO 8601
+
+    @property
+    def seeds(self) -> list[int]:
+        """All that there is a record of."""
+        return sorted({*self.trained, *(seed for cell in self.cells for seed in cell.seeds)})
+
+    @property
+    def records(self) -> int:
+        return len(self.trained) + sum(len(cell.seeds) for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -87,43 +101,19 @@ def build(frame: pd.DataFrame, protocols: Sequence[str] = ()) -> list[Table]:
     found = []
     for setting, group in frame.groupby("setting", sort=True):
         entries = list(group.itertuples(index=False))
-        _refuse_two_answers(entries)
+        refuse_two_answers(entries)
         for place, columns in enumerate(_column_sets(entries, protocols)):
             content = Setting.model_validate(json.loads(str(setting)))
             found.append(_table(content, columns, entries, main=place == 0))
     return _with_differences(found)
 
 
-def _variant(entry: Any) -> tuple[str, int]:
-    return entry.variant, entry.method_version
+def _variant(entry: Any) -> tuple[str, tuple[int, ...]]:
+    return entry.variant, entry.versions
 
 
 def _column(entry: Any) -> Column:
-    return Column(entry.protocol, entry.protocol_version, entry.fields, entry.metric)
-
-
-def _refuse_two_answers(entries: list[Any]) -> None:
-    """Raise UserError where two records answer for one cell, or one row and seed mixes two weights."""
-    answers: dict[tuple, Any] = {}
-    weights: dict[tuple, Any] = {}
-    for entry in entries:
-        if entry.kind != "evaluate" or entry.status != "done":
-            continue
-        row = (*_variant(entry), entry.seed)
-        other = answers.setdefault((*row, _column(entry)), entry)
-        if other is not entry:
-            raise UserError(
-                f"two records answer for {entry.variant} seed {entry.seed} under {_column(entry).label}: "
-                f"records/{other.record}.json ({other.value:.4f}, of {other.finished}) and records/"
-                f"{entry.record}.json ({entry.value:.4f}, of {entry.finished}); move away the one not meant"
-            )
-        other = weights.setdefault(row, entry)
-        if other.needs != entry.needs:
-            raise UserError(
-                f"the row of {entry.variant} seed {entry.seed} would mix two sets of weights: records/"
-                f"{other.record}.json ({_column(other).label}) and records/{entry.record}.json "
-                f"({_column(entry).label}) evaluated different ones; move away the one not meant"
-            )
+    return Column(entry.protocol, entry.protocol_version, entry.fields, entry.metric, entry.summary)
 
 
 def _column_sets(entries: list[Any], first: Sequence[str]) -> list[tuple[Column, ...]]:
@@ -144,11 +134,11 @@ def _table(setting: Setting, columns: tuple[Column, ...], entries: list[Any], ma
     """One table. The main one of a setting lists everybody, others only who was measured under them."""
     evaluated = [e for e in entries if e.kind == "evaluate" and _column(e) in columns]
     trained = [e for e in entries if e.kind == "pretrain"]
-    newest: dict[str, int] = {}
+    newest: dict[str, tuple[int, ...]] = {}
     for entry in entries:
         if entry.kind != "tokenizer":
-            newest[entry.variant] = max(newest.get(entry.variant, entry.method_version), entry.method_version)
-    by_variant: dict[tuple[str, int], list[Any]] = defaultdict(list)
+            newest[entry.variant] = max(newest.get(entry.variant, entry.versions), entry.versions)
+    by_variant: dict[tuple[str, tuple[int, ...]], list[Any]] = defaultdict(list)
     for entry in evaluated:
         by_variant[_variant(entry)].append(entry)
     for entry in trained:
@@ -157,8 +147,8 @@ def _table(setting: Setting, columns: tuple[Column, ...], entries: list[Any], ma
     current = [e for key, own in by_variant.items() if key[1] == newest[key[0]] for e in own]
     seeds = tuple(sorted({e.seed for e in current}))
     rows = [
-        _row(own, columns, seeds, older=version != newest[variant])
-        for (variant, version), own in by_variant.items()
+        _row(own, columns, seeds, older=versions != newest[variant])
+        for (variant, versions), own in by_variant.items()
     ]
     rows = _ranked(rows, len(columns))
     rows.sort(key=_place)
@@ -171,7 +161,7 @@ def _table(setting: Setting, columns: tuple[Column, ...], entries: list[Any], ma
 def _place(row: Row) -> tuple:
     """Sorts best first by the first column, then by the next; holes last, older versions after all."""
     values = (float("inf") if np.isnan(cell.value) else -cell.value for cell in row.cells)
-    return (row.older, *values, row.variant, -row.version)
+    return (row.older, *values, row.variant, row.version)
 
 
 def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], older: bool) -> Row:
@@ -191,7 +181,7 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
     return Row(
         variant=like.variant,
         method=like.method,
-        version=like.method_version,
+        version=".".join(map(str, like.versions)),
         older=older,
         role=like.role,
         external=like.external,
@@ -205,8 +195,10 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
             for c in COSTS
         },
         device=", ".join(sorted({e.device for e in costs.values() if e.device})),
+        recipe=next((e.recipe for e in trained.values() if e.recipe), {}),
         trained={seed: e.record for seed, e in sorted(trained.items())},
         curves={seed: e.curve for seed, e in sorted(trained.items()) if e.curve},
+        finished=max(e.finished for e in own),
     )
 
 

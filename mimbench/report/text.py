@@ -26,6 +26,8 @@ def duration(hours: float) -> str:
     """0.35 -> "21 min"; "48 s", "2.4 h"."""
     if math.isnan(hours):
         return HOLE
+    if hours == 0:
+        return "0"
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} s"
     return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h"

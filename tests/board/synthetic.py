@@ -94,6 +94,7 @@ class Board:
                 "metrics": {"top1": float(hits.mean())} if metrics is None else metrics,
                 "outcomes": records.pack_hits(hits),
                 "cost": COST if cost is None else cost,
+                "facts": {"metric": "top1", "summary": f"What {protocol} does."},
                 "selection": {"candidates": [{"lr": lr} for lr in (0.1, 0.3, 1.0)], "chosen": 1},
             }
         else:

@@ -1,0 +1,70 @@
+"use strict";
+// Sorting and filtering. Without this script the tables are complete, best first.
+(() => {
+  const tables = [...document.querySelectorAll("table")];
+
+  function key(row, column) {
+    const cell = row.cells[column];
+    return cell.dataset.v === undefined ? null : Number(cell.dataset.v);
+  }
+
+  function sort(table, head) {
+    const column = Number(head.dataset.column);
+    const numeric = head.classList.contains("value") || head.classList.contains("number");
+    const first = numeric ? "descending" : "ascending";
+    const other = numeric ? "ascending" : "descending";
+    const order = head.getAttribute("aria-sort") === first ? other : first;
+    for (const th of table.querySelectorAll("th[aria-sort]")) th.setAttribute("aria-sort", "none");
+    head.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    for (const body of table.tBodies) {
+      const rows = [...body.rows].map((row) => [numeric ? key(row, column) : row.cells[column].textContent, row]);
+      rows.sort(([a], [b]) => {
+        if (!numeric) return sign * a.localeCompare(b);
+        if (a === null || b === null) return (a === null) - (b === null); // holes last, both ways
+        return sign * (a - b);
+      });
+      body.append(...rows.map(([, row]) => row));
+    }
+  }
+
+  for (const table of tables) {
+    for (const head of table.querySelectorAll("th[data-column]")) {
+      head.firstElementChild.addEventListener("click", () => sort(table, head));
+    }
+  }
+
+  const form = document.getElementById("filters");
+  const name = document.getElementById("filter-name");
+  const uses = document.getElementById("filter-uses");
+  const references = document.getElementById("filter-references");
+  const older = document.getElementById("filter-older");
+  const shown = document.getElementById("shown");
+
+  function filter() {
+    const wanted = name.value.trim().toLowerCase();
+    let count = 0;
+    let total = 0;
+    for (const table of tables) {
+      for (const body of table.tBodies) {
+        const old = body.classList.contains("older") && older !== null && !older.checked;
+        for (const row of body.rows) {
+          const hidden =
+            old ||
+            (!references.checked && !row.classList.contains("method")) ||
+            (uses.value !== "" && row.dataset.uses !== uses.value) ||
+            !row.dataset.name.includes(wanted);
+          if (row.hidden !== hidden) row.hidden = hidden;
+          total += 1;
+          count += hidden ? 0 : 1;
+        }
+      }
+    }
+    shown.textContent = count === total ? `${total} rows` : `${count} of ${total} rows`;
+  }
+
+  form.addEventListener("input", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.hidden = false;
+  filter(); // the browser may have kept what was typed before a reload
+})();
