@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import layer_norm, sincos_positions, xavier_
+from method_zoo.backbones.vit import choose_attention, layer_norm, sincos_positions, xavier_
 from mimbench.encoder import Backbone, Encoded
 from mimbench.errors import UserError
 
@@ -76,6 +76,7 @@ class TransformerDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, last: int) -> Tensor:
         """Predictions for the ``last`` tokens of [B, T, dim]: [B, last, out_features]."""
+        choose_attention(self.blocks, tokens)
         for block in self.blocks:
             tokens = block(tokens)
         return self.head(self.norm(tokens[:, -last:]))
