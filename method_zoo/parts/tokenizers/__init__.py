@@ -1,0 +1,56 @@
+"""Tokenizers: images to one discrete token a patch, for methods that predict tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from method_zoo.parts.tokenizers import dalle
+from mimbench import registry
+from mimbench.checkpoint import load_state, read_weights
+from mimbench.errors import UserError
+
+PRODUCT = "tokenizer.safetensors"  # of a tokenizer job
+
+
+def load_tokenizer(path: Path | str) -> nn.Module:
+    """A frozen tokenizer (``mimbench.method.Tokenizer``) from a file.
+
+    path: a ``tokenizer.safetensors`` that mimbench wrote, or the folder it lies in; or the encoder of
+    OpenAI's dVAE, as the published ``encoder.pkl`` or as a state dict (safetensors or PyTorch).
+
+    A tokenizer of ours is rebuilt by the ``from_config`` of the method that the file names, from the
+    ``config`` it had. No file runs code. Raises UserError for anything else than a tokenizer.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / PRODUCT
+    if not path.is_file():
+        raise UserError(f"no tokenizer file at {path}; check the path")
+    if path.suffix != ".safetensors":
+        tokenizer: nn.Module = dalle.from_state(dalle.read_state(path), str(path))
+    else:
+        state, metadata = read_weights(path)
+        if metadata:
+            tokenizer = _ours(metadata, path)
+            load_state(tokenizer, state, str(path))
+        else:
+            tokenizer = dalle.from_state(state, str(path))
+    return tokenizer.requires_grad_(False).eval()
+
+
+def _ours(metadata: dict, path: Path) -> nn.Module:
+    """The freshly built tokenizer that a file of ours names."""
+    key = str(metadata.get("method"))
+    cls = registry.find_method(key)
+    if cls.card.role != "tokenizer":
+        raise UserError(
+            f"{path} holds weights of {key}, which is no tokenizer; give the {PRODUCT} of a tokenizer job"
+        )
+    try:
+        return cls.from_config(metadata["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say how the tokenizer {key} was built ({error!r}); train it again"
+        ) from error
