@@ -33,7 +33,7 @@ GROUPS = {
 }
 
 
-def _package_classes(package: str, base: type) -> list[type]:
+def _package_classes(package: str, base: type) -> list[Any]:
     """Subclasses of ``base`` defined in the modules right inside ``package``."""
     found = []
     for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
