@@ -20,6 +20,7 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self._read: dict[str, tuple[tuple[int, ...], Record]] = {}  # what was read, and the file it was
 
     def weights(self, job_id: str) -> Path:
         """The folder of a job's product and of its checkpoints."""
@@ -27,7 +28,15 @@ class Ledger:
 
     def record(self, job_id: str) -> Record | None:
         """A job's record; raises UserError when it is damaged or newer."""
-        return records.find(self.folder, job_id)
+        path = records.path_of(self.folder, job_id)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        file = (status.st_ino, status.st_mtime_ns, status.st_size)  # another one after each write
+        if job_id not in self._read or self._read[job_id][0] != file:
+            self._read[job_id] = (file, records.read(path))
+        return self._read[job_id][1]
 
     def product_hash(self, job_id: str) -> str | None:
         """The sha256 of what a finished job hands on; None when it has not finished."""

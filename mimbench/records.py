@@ -32,7 +32,10 @@ def write(folder: Path, record: Record) -> Path:
 
     Raises ValueError for NaN or infinity anywhere in the record, UserError where nothing can be written.
     """
-    text = json.dumps(record.model_dump(mode="json"), allow_nan=False, indent=1, ensure_ascii=False)
+    try:
+        text = json.dumps(record.model_dump(mode="json"), allow_nan=False, indent=1, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(f"the result of {record.name} holds a number that is not finite") from error
     path = path_of(folder, record.id)
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
