@@ -196,9 +196,6 @@ def open_dataset(
     broken = broken_images(found, scans)
     if broken and not skip_broken:
         raise UserError(_complaint(found, broken))
-    for name, reading in scans.items():
-        if len(reading.broken) == len(found.parts[name]):
-            raise UserError(f"not one image of the {name} part of {found.name} can be read; check the files")
     chosen, rule = divide(found, scans)
     check_classes(found, chosen)
 

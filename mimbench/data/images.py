@@ -30,7 +30,7 @@ class BrokenImageError(Exception):
 
 
 class UnreachableImageError(BrokenImageError):
-    """Its bytes could not be had at all; mending that, such as a missing right, may leave no trace in the file."""
+    """Its bytes could not be had at all. Mending that, such as a missing right, may not show in the file."""
 
 
 def _open(content: bytes) -> Image.Image:

@@ -71,6 +71,9 @@ def fingerprint(digests: np.ndarray, labels: np.ndarray | None) -> str:
 def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
     """For each split the part it comes from and its samples' indices there; and the rule, in words."""
     sound = {name: np.flatnonzero(reading.sizes[:, 0] > 0) for name, reading in scans.items()}
+    for name, samples in sound.items():
+        if not len(samples):
+            raise UserError(f"not one image of the {name} part of {found.name} can be read; check the files")
 
     def cut(shares: tuple[float, ...]) -> list[np.ndarray]:
         samples = sound["train"]

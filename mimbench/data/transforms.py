@@ -1,7 +1,8 @@
 """What an image goes through before a batch: uint8 in, uint8 out, on the CPU.
 
 Resizing is torch's antialiased uint8 interpolation, which works in integers: the result does not depend on
-threads or processes, and it takes a third of Pillow's time for the same pixels within one grey level.
+threads or processes. It takes a third of Pillow's time and differs from it by rounding: by two grey levels
+at most, for most pixels by none.
 """
 
 from __future__ import annotations
