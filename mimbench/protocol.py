@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mimbench.progress import Progress
 
 
+class EvaluationFailed(Exception):  # noqa: N818, it is a result and not a programming error
+    """An evaluation cannot give a number; the message is one sentence with the reason. The job has failed."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What a protocol gives back; somebody else stores it.

@@ -1,0 +1,1 @@
+"""Evaluation protocols, one file each. They import nothing of the method zoo."""

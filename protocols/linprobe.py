@@ -1,0 +1,137 @@
+"""Linear probing: softmax regression on frozen features."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from mimbench.errors import UserError
+from mimbench.progress import Progress
+from mimbench.protocol import Evaluation, Protocol, Surroundings
+from mimbench.selection import Scores, select_and_test
+from mimbench.spec import Readout
+from protocols.parts.frozen import labels_of, layer_at, read, top
+from protocols.parts.linear import Head, LinearHeads
+
+if TYPE_CHECKING:
+    from mimbench.data import Dataset, Split
+    from mimbench.encoder import Encoder
+
+_Positive = Annotated[float, Field(gt=0)]
+_READOUT = re.compile(r"(cls|mean|cls\+mean)(?:@(0?\.\d+|1(?:\.0)?))?")
+
+
+@dataclass(frozen=True)
+class LinearProbe(Protocol):
+    """Every combination of readout, batch norm and learning rate is trained at once; validation chooses.
+
+    Frozen features of the untouched images (no augmentation: they are extracted once), SGD with momentum,
+    no weight decay, half cosine to zero, as in the probes of DINO, iBOT and DINOv2. Learning rates are per
+    256 samples of a batch, as theirs.
+
+    Batch norm before the head (without an affine map; MAE, arXiv:2111.06377, appendix A.1) is what lets one
+    learning rate fit methods whose features differ in scale by orders of magnitude. Here it standardises
+    by the exact statistics of train, to which running statistics of frozen features converge.
+
+    The chosen head is tested as it was trained, without a second fit on train and validation together: its
+    learning rate was chosen for this very run, and its validation accuracy stays a figure about the head
+    that is reported.
+    """
+
+    key = "linprobe"
+    version = 1
+    summary = "softmax regression on frozen features; learning rate, readout and batch norm by validation"
+
+    epochs: Annotated[float, Field(gt=0)] = 100  # passes over train, as DINO's; and at least
+    min_steps: Annotated[int, Field(gt=0)] = 2000  # updates, so that small sets converge
+    batch_size: Annotated[int, Field(gt=0)] = 256
+    lr: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    # TOKEN or TOKEN@SHARE of the depth. BEiT's features are best at 3/4 of it (microsoft/unilm, issue 419).
+    readouts: Annotated[tuple[str, ...], Field(min_length=1)] = ("cls", "mean", "cls+mean", "mean@0.75")
+    batch_norm: Annotated[tuple[bool, ...], Field(min_length=1)] = (False, True)
+
+    def check(self, data: Dataset) -> None:
+        """Raise UserError for data without labels or a readout that cannot be read."""
+        super().check(data)
+        for text in self.readouts:
+            readout_of(text, depth=1)
+
+    def evaluate(self, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:
+        """Top-1 (and top-5 above five classes) of the head that validation chose."""
+        self.check(data)
+        assert data.classes is not None
+        readouts, notes = self._readouts(encoder)
+        grid = list(product(readouts, self.batch_norm, self.lr))
+        heads = [Head(readouts[name], lr * self.batch_size / 256, norm) for name, norm, lr in grid]
+        parts = list(dict.fromkeys(part for readout in readouts.values() for part in readout.parts))
+        features = partial(read, encoder, data, around, parts)
+
+        train, train_labels = features(data.train), labels_of(data.train, encoder)
+        probe = LinearHeads(heads, train, train_labels, len(data.classes))
+        probe.fit(
+            steps=max(self.min_steps, round(self.epochs * len(train_labels) / self.batch_size)),
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            seed=around.seed,
+            report=lambda done: around.report(Progress(stage="training the probe", done=done)),
+        )
+
+        def validate(split: Split) -> Scores:
+            return Scores(*probe.score(features(split), labels_of(split, encoder)))
+
+        def test(chosen: int, split: Split) -> tuple[int, Tensor, Tensor]:
+            return chosen, probe.logits(chosen, features(split)), labels_of(split, encoder)
+
+        selection, (chosen, logits, labels) = select_and_test(
+            data,
+            [{"readout": name, "batch_norm": norm, "lr": lr} for name, norm, lr in grid],
+            validate,
+            test,
+            axes={"lr": (0, math.inf)},
+            notes=notes,
+        )
+        hits = top(logits, labels, 1)
+        metrics = {"top1": float(hits.mean())}
+        if len(data.classes) > 5:
+            metrics["top5"] = float(top(logits, labels, 5).mean())
+        metrics["validation_top1"] = selection.score
+        metrics["train_top1"] = float(top(probe.logits(chosen, train), train_labels, 1).mean())
+        return Evaluation(metrics, hits, selection.content())
+
+    def _readouts(self, encoder: Encoder) -> tuple[dict[str, Readout], list[str]]:
+        """The different readouts that this encoder has, by name, and what was left out."""
+        found: dict[str, Readout] = {}
+        notes = []
+        for text in self.readouts:
+            readout = readout_of(text, encoder.depth)
+            if "cls" in readout.token and not encoder.has_cls:
+                notes.append(f"readout {text} left out: the backbone has no class token")
+            elif readout in found.values():
+                notes.append(f"readout {text} left out: at a depth of {encoder.depth} another one equals it")
+            else:
+                found[text] = readout
+        if not found:
+            raise UserError(
+                f"linprobe.readouts={list(self.readouts)} are all of the class token, which this backbone "
+                "does not have; use mean"
+            )
+        return found, notes
+
+
+def readout_of(text: str, depth: int) -> Readout:
+    """``mean@0.75`` -> the mean of the patch tokens three quarters up, through the final norm."""
+    match = _READOUT.fullmatch(text)
+    if match is None or float(match[2] or 1) <= 0:
+        raise UserError(
+            f"linprobe.readouts: {text!r} is not a readout; write cls, mean or cls+mean, with @SHARE for the "
+            "block after that share of the depth, as in mean@0.75"
+        )
+    return Readout(layer=layer_at(float(match[2] or 1), depth), token=match[1])  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""A backbone of a few hundred weights and a dataset in memory, both as the contracts want them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mimbench.data import DataDefaults
+from mimbench.encoder import Encoded, Encoder
+from mimbench.features import FeatureStore
+from mimbench.progress import Progress, silent
+from mimbench.protocol import Surroundings
+
+SIZE = 8
+
+
+class ToyBackbone(nn.Module):
+    """Patches of 4 pixels through ``depth`` layers, with a class token that sees their mean."""
+
+    def __init__(self, dim: int = 12, depth: int = 4, cls_token: bool = True, seed: int = 0):
+        super().__init__()
+        self.config: dict[str, Any] = {"name": "toy", "image_size": SIZE, "cls_token": cls_token}
+        self.embed_dim, self.depth, self.grid, self.cls_token = dim, depth, (2, 2), cls_token
+        generator = torch.Generator().manual_seed(seed)
+        self.embed = nn.Linear(48, dim)
+        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        for parameter in [*self.embed.parameters(), *self.layers.parameters()]:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+        self.passes = 0  # forward passes, for tests that count them
+
+    def encode(self, images: Tensor, mask=None, fill="drop", layers: Sequence[int] = (), attention=False):
+        self.passes += 1
+        patches = nn.functional.pixel_unshuffle(images, 4).flatten(2).transpose(1, 2)
+        x = self.embed(patches)
+        taps = []
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+            cls = x.amax(1) + x.mean(1) if self.cls_token else None
+            taps.append((cls, x))
+        cls, x = taps[-1]
+        return Encoded(
+            None if cls is None else self.norm(cls), self.norm(x), None, tuple(taps[i] for i in layers), None
+        )
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens)
+
+
+def toy_encoder(**options: Any) -> Encoder:
+    return Encoder(ToyBackbone(**options), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+
+
+class ToySplit:
+    """A split whose images are ``images`` uint8 [N, H, W, 3]."""
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray | None):
+        self.name, self.images, self.labels = name, images, labels
+        content = images.tobytes() + (b"" if labels is None else labels.tobytes())
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, i: int) -> np.ndarray:
+        return self.images[i]
+
+    def sample_id(self, i: int) -> str:
+        return f"{self.name}/{i}"
+
+
+class ToyDataset:
+    """Images of a brightness pattern per class plus noise; counts how often test is opened."""
+
+    spec = name = "toy"
+    defaults = DataDefaults(image_size=SIZE, backbone="toy", crop_pct=1.0, flip=False)
+
+    def __init__(
+        self, sizes: Sequence[int] = (120, 60, 80), classes: int = 6, noise: float = 90, seed: int = 0
+    ):
+        draw = np.random.default_rng(seed)
+        patterns = draw.uniform(40, 210, (classes, SIZE, SIZE, 3))
+        self.classes: tuple[str, ...] | None = tuple(f"class {c}" for c in range(classes))
+        splits = []
+        for name, size in zip(("train", "validation", "test"), sizes, strict=True):
+            labels = np.arange(size, dtype=np.int64) % classes
+            images = patterns[labels] + draw.normal(0, noise, (size, SIZE, SIZE, 3))
+            splits.append(ToySplit(name, images.clip(0, 255).astype(np.uint8), labels))
+        self.train, self.validation, self.test = splits
+        self.test_openings = 0
+
+    def open_test(self) -> ToySplit:
+        self.test_openings += 1
+        return self.test
+
+
+def around(folder: Path, seed: int = 0, report=silent) -> Surroundings:
+    return Surroundings(FeatureStore(folder), seed, report)
+
+
+class Reports(list[Progress]):
+    """Keeps what is reported."""
+
+    def __call__(self, progress: Progress) -> None:
+        self.append(progress)
