@@ -99,8 +99,8 @@ def test_a_name_with_two_owners_names_both(installed, tmp_path):
     assert "'mae'" in method
     assert "method_zoo.mae.MAE" in method
     assert "twin_plugin.Other" in method
-    assert "'knn'" in protocol
-    assert "protocols.knn" in protocol
+    assert "'linprobe'" in protocol
+    assert "protocols.linprobe.LinearProbe" in protocol
     assert "twin_plugin.OtherProtocol" in protocol
     assert "'digits'" in dataset
     assert "twin_plugin.digits" in dataset

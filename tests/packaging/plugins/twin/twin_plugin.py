@@ -1,15 +1,15 @@
 """Takes names that mimbench's own already have."""
 
 from method_zoo.mae import MAE
-from protocols.knn import KNN
+from protocols.linprobe import LinearProbe
 
 
 class Other(MAE):
     card = MAE.card.model_copy(update={"name": "Another MAE"})
 
 
-class OtherProtocol(KNN):
-    key = KNN.key
+class OtherProtocol(LinearProbe):
+    key = LinearProbe.key
 
 
 def digits(argument):
