@@ -6,13 +6,10 @@ tensors, read back with ``weights_only=True``, so no file ever runs code.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import pickle
-import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,43 +20,10 @@ from torch import Tensor, nn
 
 from mimbench.encoder import Encoder
 from mimbench.errors import UserError
+from mimbench.files import write_atomically
 
 FORMAT = 1  # of both kinds of file; raised when an older reader would misread one
 ENCODER_FILE = "encoder.safetensors"
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill ``path``, all or nothing: until everything is on disk the old file stays.
-
-    Raises UserError when the disk is full or the folder cannot be written; the old file is unharmed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cause = "the disk is full" if full else error.strerror or str(error)
-        raise UserError(
-            f"cannot write {path}: {cause}; {'free some space' if full else 'make its folder writable'} and "
-            "run the same command again (what was there before is unharmed)"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (POSIX; elsewhere folders cannot be opened)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from mimbench import checkpoint
 from mimbench.cost import Cost, device_name, parameters
 from mimbench.errors import UserError
+from mimbench.files import make_folder
 from mimbench.method import Method
 from mimbench.monitor import TrainingStopped
 from mimbench.precision import make_fabric, precision_of
@@ -134,14 +135,8 @@ def _check(method: Method, dataset: Dataset, setting: Setting, fabric: Fabric) -
 
 
 def _prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot use the folder {folder} ({error.strerror}); name one that can be written"
-        ) from error
+    for leftover in make_folder(folder).glob(".*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
 
 
 def _write_product(method: Method, folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimbench import checkpoint
+from mimbench import checkpoint, files
 from mimbench.errors import UserError
 
 
@@ -157,10 +157,10 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
     checkpoint.save_weights(weights, net(), {})
     checkpoint.save_checkpoint(training, {"identity": "x", "step": 1})
     before = weights.read_bytes(), training.read_bytes()
-    monkeypatch.setattr(checkpoint, "open", DiskFull(room), raising=False)
+    monkeypatch.setattr(files, "open", DiskFull(room), raising=False)
     with pytest.raises(UserError, match=r"w\.safetensors: the disk is full"):
         checkpoint.save_weights(weights, nn.Linear(100, 100), {})
-    monkeypatch.setattr(checkpoint, "open", DiskFull(room), raising=False)
+    monkeypatch.setattr(files, "open", DiskFull(room), raising=False)
     with pytest.raises(UserError, match=r"checkpoint\.pt: the disk is full"):
         checkpoint.save_checkpoint(training, {"identity": "x", "big": torch.zeros(10000)})
     monkeypatch.undo()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from train_tiny import RECIPE, dataset, setting, stateful, weights
 
-from mimbench import checkpoint, train_loop
+from mimbench import checkpoint, files, train_loop
 from mimbench.errors import UserError
 from mimbench.precision import resolve_precision
 from mimbench.progress import Progress
@@ -172,7 +172,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path,
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "full", interrupt_at(0.3, signal.SIGINT))
     before = (tmp_path / "full" / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(checkpoint, "open", DiskFull(1000), raising=False)
+    monkeypatch.setattr(files, "open", DiskFull(1000), raising=False)
     with pytest.raises(UserError, match=r"checkpoint\.pt: the disk is full; free some space"):
         run(tmp_path / "full", checkpoint_every=0)
     monkeypatch.undo()
