@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimbench.data import open_dataset
+from mimbench.data import check, open_dataset
 from mimbench.data import scan as scanning
 from mimbench.data.images import decode
 from mimbench.data.sources.imagefolder import ImageFiles
@@ -112,7 +112,8 @@ def test_a_second_opening_reads_no_image_and_a_changed_file_is_noticed(make_fold
 
 def test_removing_and_adding_files_never_mixes_up_what_is_remembered(make_folder, encoded, tmp_path):
     root = make_folder("pets", {"a": 70, "b": 70})
-    open_dataset(f"imagefolder:{root}")
+    (root / "b/030.png").write_bytes(b"")
+    open_dataset(f"imagefolder:{root}", skip_broken=True)
     (root / "a/010.png").unlink()
     (root / "a/0000.png").write_bytes(encoded(999))
     (root / "b/100.png").write_bytes(b"no image")
@@ -120,7 +121,8 @@ def test_removing_and_adding_files_never_mixes_up_what_is_remembered(make_folder
     anew = open_dataset(f"imagefolder:{root}", skip_broken=True, cache=tmp_path / "other")
     assert remembered.describe() == anew.describe()
     assert everything(remembered) == everything(anew)
-    assert remembered.skipped == ("b/100.png",)
+    assert remembered.skipped == ("b/030.png", "b/100.png")
+    assert check(f"imagefolder:{root}").broken == {"b/030.png": "empty", "b/100.png": "not an image"}
     once_more = open_dataset(f"imagefolder:{root}", skip_broken=True)
     assert once_more.describe() == anew.describe()
 
@@ -262,7 +264,7 @@ def save(image: Image.Image, format: str = "PNG", **more) -> bytes:
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped_to_white():
-    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    ramp = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     pixels = decode(save(Image.fromarray(ramp)))
     assert np.array_equal(pixels, np.repeat((ramp // 257).astype(np.uint8)[..., None], 3, axis=2))
 
@@ -287,7 +289,7 @@ def test_grey_levels_of_unknown_range_are_refused_by_name(make_folder):
 
 OPEN = """
 import sys, signal
-from mimbench.data import open_dataset
+from mimbench.data import check, open_dataset
 def report(progress):
     if progress.stage == "preparing images" and len(sys.argv) > 2:
         print("writing", flush=True)
@@ -337,6 +339,15 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(make_folder, own_cache):
     assert answer.count("\n") == 1
     assert stores(own_cache) == []
     assert len(open_dataset(f"imagefolder:{root}").train) == 64
+
+
+def test_a_write_that_takes_only_a_part_is_continued(make_folder, monkeypatch):
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:100], at))
+    root = make_folder("pets", {"a": 10, "b": 10})
+    data = open_dataset(f"imagefolder:{root}")
+    for i in range(len(data.train)):
+        assert np.array_equal(data.train.image(i), np.array(Image.open(root / data.train.sample_id(i))))
 
 
 def test_what_would_fill_the_disk_is_streamed(make_folder, monkeypatch):
