@@ -6,15 +6,16 @@ import os
 import platform
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins import MixedPrecision
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
 
 from mimbench.errors import UserError
+
+if TYPE_CHECKING:
+    # Imported where it is used: it takes longer to load than torch, and a run that finds everything done
+    # needs to know its precision and nothing more.
+    from lightning_fabric import Fabric
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -74,27 +75,20 @@ def resolve_precision(asked: str = "auto", accelerator: str = "auto") -> Precisi
     return asked  # type: ignore[return-value]
 
 
-class Autocast(MixedPrecision):
-    """Mixed precision that leaves the inputs alone.
-
-    Fabric's own rounds the images to bf16 before the model sees them, which would also round the
-    pixels that reconstruction targets are made of; autocast casts what each operation needs.
-    """
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
 def make_fabric(precision: Precision, accelerator: str = "auto") -> Fabric:
     """A launched Fabric: one device in one process, or this process's part of a ``torchrun`` group.
 
     Raises UserError for a precision the device lacks and for more processes on a node than it has GPUs.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
     resolve_precision(precision, accelerator)
     device = device_type(accelerator)
     plugins: list[Any] = []
     if precision != "fp32":
-        plugins.append(Autocast("bf16-mixed" if precision == "bf16" else "16-mixed", device))
+        plugins.append(_autocast("bf16-mixed" if precision == "bf16" else "16-mixed", device))
     options: dict[str, Any] = {"accelerator": device, "devices": 1}
     world = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
     if world > 1:
@@ -113,6 +107,21 @@ def make_fabric(precision: Precision, accelerator: str = "auto") -> Fabric:
     fabric = Fabric(plugins=plugins, **options)
     fabric.launch()
     return fabric
+
+
+def _autocast(precision: Literal["bf16-mixed", "16-mixed"], device: str) -> Any:
+    """Mixed precision that leaves the inputs alone.
+
+    Fabric's own rounds the images to bf16 before the model sees them, which would also round the
+    pixels that reconstruction targets are made of; autocast casts what each operation needs.
+    """
+    from lightning_fabric.plugins import MixedPrecision
+
+    class Autocast(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    return Autocast(precision, device)
 
 
 def precision_of(fabric: Fabric) -> Precision:
