@@ -118,7 +118,7 @@ def _imports() -> Iterator[Check]:
     """Packages with compiled parts can be installed and yet not load."""
     from mimbench import torchvision_compat
 
-    for name in ("torchvision", "timm", "torchmetrics"):
+    for name in ("torchvision", "timm"):
         try:
             importlib.import_module(name)
         except (ImportError, RuntimeError, OSError) as error:

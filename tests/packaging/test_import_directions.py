@@ -35,6 +35,7 @@ LOWER_FLOOR = {
     "progress",
     "protocol",
     "recipes",
+    "registry",  # a weights file names its method and encoder, which are looked up by that name
     "rng",
     "selection",
     "spec",

@@ -65,10 +65,7 @@ attempt(lambda: type(registry.build_backbone("vit_tiny_patch16", 32)).__name__)
 """
 
 
-def test_a_third_partys_method_protocol_dataset_and_backbone_run_together(installed, tmp_path):
-    """Through the Python API, none of mimbench's own but the harness."""
-    script = """
-import json
+RUN_THEM_TOGETHER = """
 import mimbench
 from mimbench.records import read_folder
 result = mimbench.run(
@@ -80,18 +77,19 @@ rows = sorted(result.table["variant"])
 print(json.dumps(rows))
 print(json.dumps([type(mimbench.load_encoder(row).backbone).__name__ for row in rows]))
 """
-    errors, rows, backbones = in_python(installed["good"], script, tmp_path)
-    assert errors == [None] * 4  # two pre-trained, two evaluated
-    assert rows == ["meancolour", "meancolour[weight=2]"]
-    assert backbones == ["_Patchwise"] * 2
 
 
-def test_a_plug_in_is_listed_beside_the_projects_own(installed, tmp_path):
-    methods, protocols, datasets, backbone = in_python(installed["good"], WHAT_EACH_SAYS, tmp_path)
+def test_a_third_partys_method_protocol_dataset_and_backbone_are_listed_and_run(installed, tmp_path):
+    """Through the Python API, none of mimbench's own but the harness."""
+    said = in_python(installed["good"], WHAT_EACH_SAYS + RUN_THEM_TOGETHER, tmp_path)
+    methods, protocols, datasets, backbone, errors, rows, backbones = said
     assert {"mae", "meancolour"} <= set(methods)
     assert {"knn", "nearestmean"} <= set(protocols)
     assert {"digits", "stripes"} <= set(datasets)
     assert backbone == "ViT"
+    assert errors == [None] * 4  # two pre-trained, two evaluated
+    assert rows == ["meancolour", "meancolour[weight=2]"]
+    assert backbones == ["_Patchwise"] * 2
 
 
 def test_a_name_with_two_owners_names_both(installed, tmp_path):
