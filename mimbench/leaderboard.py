@@ -26,11 +26,12 @@ from mimbench.errors import UserError
 from mimbench.files import make_folder, write_atomically
 from mimbench.report.costs import NAN, amounts, device
 from mimbench.report.tables import Cell, Column, Row, Table, build
+from mimbench.report.text import plain
 from mimbench.request import RESULTS
 from mimbench.spec import External, Record, Role, Setting, canonical
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group
 
 __all__ = [
     "Cell",
@@ -110,6 +111,7 @@ def _row(record: Record) -> dict[str, Any]:
         "protocol_version": content.protocol_version,
         "fields": canonical(content.fields),
         "summary": str(record.facts.get("summary", "")),
+        **_choice(record.selection),
         "needs": canonical(record.needs),
         "metric": metric,
         "value": record.metrics.get(metric, NAN),
@@ -118,6 +120,20 @@ def _row(record: Record) -> dict[str, Any]:
         "device": device(record.cost),
         "finished": record.finished,
         **{f"cost_{key}": amount for key, amount in amounts(record.cost).items()},
+    }
+
+
+def _choice(selection: dict[str, Any]) -> dict[str, Any]:
+    """What validation chose, out of how many, and whether at the edge of what was tried."""
+    candidates, place = selection.get("candidates"), selection.get("chosen")
+    chosen = ""
+    if isinstance(candidates, list) and isinstance(place, int) and 0 <= place < len(candidates):
+        facts = {k: v for k, v in dict(candidates[place]).items() if not k.startswith("validation_")}
+        chosen = plain(facts)
+    return {
+        "candidates": len(candidates or ()),
+        "chosen": chosen,
+        "edges": tuple(map(str, selection.get("edges", ()))),
     }
 
 
@@ -178,6 +194,9 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
                         "n_seeds": len(cell.seeds),
                         "n_images": cell.images,
                         "p_above": cell.p_above,
+                        "candidates": cell.candidates,
+                        "chosen": " | ".join(f"{seed}: {what}" for seed, what in cell.chosen.items()),
+                        "at_edge_of_grid": " | ".join(cell.edges),
                         "per_seed": " ".join(f"{seed}:{value!r}" for seed, (value, _) in cell.seeds.items()),
                         "records": " ".join(record for _, record in cell.seeds.values()),
                         "pretrain_records": " ".join(row.trained.values()),
@@ -198,8 +217,8 @@ def console_tables(
     width: int = 100,
     seeds: Iterable[int] | None = None,
     protocols: Sequence[str] = (),
-) -> list[RichTable]:
-    """The ``tables`` for a terminal of ``width`` columns, with a legend below each."""
+) -> list[Group]:
+    """The ``tables`` for ``rich`` to print on ``width`` columns, each with its heading and legend."""
     from mimbench.report.console import draw
 
     return [draw(table, width) for table in tables(frame, seeds=seeds, protocols=protocols)]

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.signal import fftconvolve
-from scipy.stats import binom, norm
+from scipy.special import bdtr, ndtri
+from scipy.stats import binom
 
 LEVEL = 0.95  # of intervals
 ALPHA = 0.05  # of paired tests, for each pair: not corrected for the number of pairs
@@ -25,7 +26,7 @@ def wilson(mean: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """
     if not n > 0 or not 0 <= mean <= 1:
         raise ValueError(f"wilson takes a mean in [0, 1] and n > 0, got {mean} and {n}")
-    z = float(norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)))
     # At 0 and at 1 one end is the mean itself; rounding must not put it a hair beyond.
@@ -75,6 +76,9 @@ def paired_p(a: np.ndarray, b: np.ndarray) -> float:
         return 1.0
     unit = np.gcd.reduce(sizes)
     observed = abs(int(difference.sum())) // int(unit)
+    if sizes.size == 1:
+        count = int(counts[0])
+        return min(1.0, 2 * float(bdtr((count - observed) // 2, count, 0.5)))
     # The sum of c flips of size s is s·(2·Binomial(c, 1/2) - c); the sizes add up by convolution.
     density = np.ones(1)
     for size, count in zip(sizes // unit, counts, strict=True):

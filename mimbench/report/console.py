@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -26,8 +26,16 @@ COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 PLANS = ((4, 60, False), (4, 24, False), (3, 24, False), (2, 20, False), (1, 16, False), (1, 16, True))
 
 
-def draw(table: Table, width: int = 100) -> RichTable:
-    """The table at its richest that fits ``width`` columns; below that, at its plainest, wrapped."""
+ROWS = 100  # at most; whoever wants more looks at the page
+
+
+def draw(table: Table, width: int = 100) -> Group:
+    """Heading, table and legend; the table at its richest that fits ``width`` columns, or else wrapped."""
+    heading = Text("\n".join([table.label, *_differences(table)]), style="bold")
+    return Group(heading, _fitting(table, width), Text(_legend(table), style="dim"))
+
+
+def _fitting(table: Table, width: int) -> RichTable:
     unlimited = Console(width=10_000)
     for costs, names, stacked in PLANS:
         drawn = _draw(table, costs, names, stacked)
@@ -38,12 +46,6 @@ def draw(table: Table, width: int = 100) -> RichTable:
 
 def _draw(table: Table, costs: int, names: int, stacked: bool) -> RichTable:
     drawn = RichTable(
-        title=Text("\n".join([table.label, *_differences(table)])),
-        title_justify="left",
-        title_style="bold",
-        caption=Text(_legend(table)),
-        caption_justify="left",
-        caption_style="dim",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         show_edge=False,
@@ -53,7 +55,7 @@ def _draw(table: Table, costs: int, names: int, stacked: bool) -> RichTable:
         drawn.add_column(Text(f"{column.label}\n{_metric(column.metric)}"), no_wrap=not stacked)
     for name, _ in COSTS[:costs]:
         drawn.add_column(name, justify="right", no_wrap=True, vertical="top")
-    for row in table.rows:
+    for row in table.rows[:ROWS]:
         drawn.add_row(
             _name(row),
             *(_cell(cell, stacked) for cell in row.cells),
@@ -83,6 +85,7 @@ def _cell(cell: Cell, stacked: bool) -> Text:
     if cell.hits is None:
         return text.append(number(cell.value), style="bold")
     text.append(f"{percent(cell.value):>5}", style="bold")
+    text.append("†" if cell.edges else "")
     if len(cell.seeds) > 1:
         text.append(f" ±{percent(cell.spread)}")
     text.append("\n" if stacked else " ")
@@ -107,9 +110,13 @@ def _legend(table: Table) -> str:
         lines.append(f"±: standard deviation over {len(table.seeds)} seeds")
     if any(cell.rank.endswith("=") for cell in cells):
         lines.append("=: a tie, the paired test cannot tell them apart (p ≥ 0.05)")
+    if any(cell.edges for cell in cells):
+        lines.append("†: chosen at the edge of what was tried")
     if any(row.role == "floor" for row in table.rows):
         lines.append("floor: no pre-training")
     if any(row.role == "ceiling" for row in table.rows):
         lines.append("ceiling: trained with the labels")
+    if len(table.rows) > ROWS:
+        lines.append(f"{len(table.rows) - ROWS} more rows are on the page")
     failed = [f"{name} failed: {error}" for name, error, _ in table.failures]
     return "\n".join(["; ".join(lines), *failed]).strip()

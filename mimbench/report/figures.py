@@ -33,7 +33,6 @@ def interval_bar(low: float, value: float, high: float, bounds: tuple[float, flo
     width = max(float(b) - float(a), 1)
     return Markup(
         '<svg class="bar" viewBox="0 0 68 12" width="68" height="12" aria-hidden="true">'
-        '<path class="track" d="M2 6H66"/>'
         '<rect class="interval" x="{}" y="3" width="{:.1f}" height="6" rx="2"/>'
         '<path class="tick" d="M{} 0V12"/></svg>'
     ).format(a, width, c)

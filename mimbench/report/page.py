@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from markupsafe import Markup
 
 from mimbench.report import figures, text
 from mimbench.report.costs import COSTS
-from mimbench.report.tables import Column, Row, Table
+from mimbench.report.tables import Row, Table
 
 CURVES = 24  # small multiples at most; beyond, they are no longer compared by eye
 PLOTTED = 3  # protocols with a plot of their own
@@ -37,7 +38,7 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         lstrip_blocks=True,
     )
     style, script = (environment.get_template(name).render() for name in ("page.css", "page.js"))
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         style=Markup(style),
         script=Markup(script),
         style_hash=_source_hash(style),
@@ -55,6 +56,8 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         bar=figures.interval_bar,
         hole=text.HOLE,
     )
+    # A third of all nodes would be line ends between tags. In names and values ">" is "&gt;".
+    return re.sub(r">\n+<", "><", page)
 
 
 def _source_hash(content: str) -> str:
@@ -83,7 +86,17 @@ def _view(table: Table, number: int) -> dict[str, Any]:
         "several_seeds": len(table.seeds) > 1,
         "width": 2 if len(table.seeds) > 1 else 1,  # columns that a protocol takes
         "bounds": [_bounds(table, place) for place in range(len(table.columns))],
-        "fields": [_plain_fields(column) for column in table.columns],
+        "fields": [text.plain(json.loads(column.fields)) for column in table.columns],
+        "candidates": [
+            max((row.cells[place].candidates for row in table.rows), default=0)
+            for place in range(len(table.columns))
+        ],
+        "edges": [
+            (row.variant, column.label, edge)
+            for row in table.rows
+            for column, cell in zip(table.columns, row.cells, strict=True)
+            for edge in cell.edges
+        ],
         "costs": costs,
         "images": max((cell.images for row in table.rows for cell in row.cells), default=0),
         "devices": sorted({row.device for row in table.rows if row.device}),
@@ -104,15 +117,6 @@ def _bounds(table: Table, place: int) -> tuple[float, float]:
     """From the lowest to the highest end of a column's intervals: one scale for all its bars."""
     cells = [row.cells[place] for row in table.rows if not math.isnan(row.cells[place].low)]
     return min((c.low for c in cells), default=0.0), max((c.high for c in cells), default=1.0)
-
-
-def _plain_fields(column: Column) -> str:
-    fields = json.loads(column.fields)
-    return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in fields.items())
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(_plain, value)) if isinstance(value, list) else f"{value}"
 
 
 def _losses(row: Row) -> list[list[tuple[float, float]]]:

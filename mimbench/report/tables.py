@@ -49,6 +49,9 @@ class Cell:
     hits: np.ndarray | None = field(default=None, repr=False, compare=False)  # bool [seeds, images]
     rank: str = ""  # "1", "2=", ...; empty for floor, ceiling, older versions and holes
     p_above: float = NAN  # paired test against the method ranked just above
+    candidates: int = 0  # that validation chose from, in each seed
+    chosen: dict[int, str] = field(default_factory=dict)  # seed -> what it chose, in words
+    edges: tuple[str, ...] = ()  # choices at the edge of what was tried: more might have been better
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,13 @@ class Row:
     def seeds(self) -> list[int]:
         """All that there is a record of."""
         return sorted({*self.trained, *(seed for cell in self.cells for seed in cell.seeds)})
+
+    @property
+    def single(self) -> str:
+        """Id of the record behind its cost where it has one seed, otherwise ""."""
+        if len(self.seeds) != 1:
+            return ""
+        return next(iter([*self.trained.values(), *(r for c in self.cells for _, r in c.seeds.values())]))
 
     @property
     def records(self) -> int:
@@ -227,6 +237,9 @@ def _cell(evaluations: list[Any], trainings: list[Any], seeds: tuple[int, ...]) 
         images=0 if hits is None else hits.shape[1],
         seeds=own,
         hits=hits,
+        candidates=max(done[seed].candidates for seed in seeds),
+        chosen={seed: done[seed].chosen for seed in seeds if done[seed].chosen},
+        edges=tuple(dict.fromkeys(edge for seed in seeds for edge in done[seed].edges)),
     )
 
 

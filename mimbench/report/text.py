@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 HOLE = "–"
 
@@ -36,3 +37,14 @@ def duration(hours: float) -> str:
 def probability(p: float) -> str:
     """A p-value: "0.031", "< 0.001"."""
     return HOLE if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plain(value: Any) -> str:
+    """JSON data as words: {"lr": [0.1, 1], "batch_norm": true} -> "lr 0.1, 1; batch norm yes"."""
+    if isinstance(value, dict):
+        return "; ".join(f"{str(name).replace('_', ' ')} {plain(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

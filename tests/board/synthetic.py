@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,16 @@ class Board:
         hits[order[: round(accuracy * self.images)]] = True
         return hits
 
-    def pretrain(self, variant: str, seed: int = 0, *, error: str | None = None, **changes: Any) -> Record:
+    def pretrain(
+        self,
+        variant: str,
+        seed: int = 0,
+        *,
+        error: str | None = None,
+        curve: Sequence[dict[str, float]] = (),
+        cost: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Record:
         content = {
             "method": variant.split("[")[0],
             "variant": variant,
@@ -58,7 +68,8 @@ class Board:
             "external": "none",
             **changes,
         }
-        return self._write("pretrain", f"{variant} seed {seed}", content, error=error)
+        done = {} if error else {"curve": list(curve), "cost": COST if cost is None else cost}
+        return self._write("pretrain", f"{variant} · pre-training · seed {seed}", content, error, **done)
 
     def evaluate(
         self,
@@ -72,6 +83,7 @@ class Board:
         needs: dict[str, str] | None = None,
         cost: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
+        selection: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Record:
         content = {
@@ -94,8 +106,8 @@ class Board:
                 "metrics": {"top1": float(hits.mean())} if metrics is None else metrics,
                 "outcomes": records.pack_hits(hits),
                 "cost": COST if cost is None else cost,
-                "facts": {"metric": "top1", "summary": f"What {protocol} does."},
-                "selection": {"candidates": [{"lr": lr} for lr in (0.1, 0.3, 1.0)], "chosen": 1},
+                "facts": {"metric": "top1", "summary": f"what {protocol} does"},
+                "selection": selection or SELECTION,
             }
         else:
             done = {}
@@ -128,6 +140,12 @@ class Board:
         return record
 
 
+SELECTION = {
+    "candidates": [{"lr": lr, "batch_norm": True, "validation_top1": 0.5} for lr in (0.1, 0.3, 1.0)],
+    "chosen": 1,
+    "edges": [],
+    "notes": [],
+}
 COST = {
     "wall_seconds": 3600.0,
     "images": 100_000,

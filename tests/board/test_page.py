@@ -1,0 +1,333 @@
+"""The page in a browser: it sorts, filters and links; it fits a phone; hostile names stay names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from mimbench.leaderboard import write
+
+from .synthetic import COST, Board
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=\'owned\'">',
+    "' onmouseover='document.title=1",
+    "javascript:document.title='owned'",
+    "</script></style></td></table><h1>owned",
+    "{{ 7 * 7 }}{% raw %}",
+    "</title><svg onload=alert(1)>",
+    "mae[note=a\u202eb\u0000]",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    if CHROMIUM is None:
+        if os.environ.get("MIMBENCH_REQUIRE_BROWSER") == "1":
+            pytest.fail("MIMBENCH_REQUIRE_BROWSER=1, but there is no Chromium on PATH")
+        pytest.skip("no Chromium on PATH")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield started
+        started.close()
+
+
+class Watched:
+    """A page that remembers what a self-contained one never does."""
+
+    def __init__(self, browser, path: Path, width: int = 1200, **context):
+        self.page = browser.new_page(viewport={"width": width, "height": 800}, **context)
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.page.goto(path.as_uri())
+
+    def names(self, table: int = 1) -> list[str]:
+        """Methods of the rows that are shown, in order."""
+        rows = self.page.locator(f"#table-{table} tbody tr:visible th")
+        return [text.split("\n")[0].split(" ")[0] for text in rows.all_inner_texts()]
+
+
+def fill(board: Board) -> None:
+    curve = [{"progress": i / 9, "images": i * 10, "lr": 1e-3, "loss": 1 / (1 + i)} for i in range(10)]
+    for place, (variant, accuracy, role, external) in enumerate(
+        [
+            ("supervised", 0.92, "ceiling", "labels"),
+            ("hpm", 0.75, "method", "none"),
+            ("mae", 0.65, "method", "none"),
+            ("mae[mask_ratio=0.9]", 0.55, "method", "none"),
+            ("beit", 0.45, "method", "tokenizer"),
+            ("random", 0.35, "floor", "none"),
+        ]
+    ):
+        given = {"role": role, "external": external}
+        cost = {**COST, "images_per_second": 100.0 + 7 * (place * 5 % 6), "flops": 1e15 * (1 + place)}
+        for seed in (0, 1):
+            trained = board.pretrain(variant, seed, curve=curve, cost=cost, **given)
+            needs = {trained.id: "1" * 64}
+            board.evaluate(variant, accuracy + seed / 100, seed, needs=needs, cost=cost, **given)
+            if variant != "hpm":  # a hole
+                board.evaluate(variant, accuracy - 0.1, seed, "knn", needs=needs, cost=cost, **given)
+    board.evaluate("mae", 0.3, 0, method_version=0, needs={"a" * 16: "2" * 64})
+    board.pretrain("simmim", 0, error="the loss became NaN at step 12")
+    board.with_setting(budget={"unit": "epochs", "amount": 20.0}).evaluate("mae", 0.8)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    board = Board(tmp_path_factory.mktemp("board"))
+    fill(board)
+    (html,) = write(board.folder, ("html",), protocols=("linprobe", "knn"))
+    return html
+
+
+@pytest.fixture
+def watched(browser, path) -> Iterator[Watched]:
+    opened = Watched(browser, path)
+    yield opened
+    assert opened.complaints == []
+    assert opened.requests == [path.as_uri()]  # nothing else was asked for
+    opened.page.close()
+
+
+RANKED = ["supervised", "hpm", "mae", "mae[mask_ratio=0.9]", "beit", "random", "simmim"]
+
+
+def heading(watched: Watched, text: str, table: int = 1):
+    return (
+        watched.page.locator(f"#table-{table} th[data-column]").filter(has_text=re.compile(f"^{text}")).first
+    )
+
+
+def test_rows_come_best_first_and_older_versions_last(watched):
+    assert watched.names() == [*RANKED, "mae"]
+    assert heading(watched, "top1").get_attribute("aria-sort") == "descending"
+
+
+def test_a_click_sorts_numbers_as_numbers_with_holes_last_both_ways(watched):
+    speed = heading(watched, "Speed")
+    column = int(speed.get_attribute("data-column"))
+
+    def shown() -> list[float | None]:
+        cells = watched.page.locator(f"#table-1 tbody:first-of-type tr > :nth-child({column + 1})")
+        return [float(v) if (v := cell.get_attribute("data-v")) else None for cell in cells.all()]
+
+    for order in ("descending", "ascending"):
+        speed.locator("button").click()
+        assert speed.get_attribute("aria-sort") == order
+        *numbers, hole = shown()
+        assert hole is None
+        assert numbers == sorted(numbers, reverse=order == "descending")
+        assert len(set(numbers)) == 6
+    assert heading(watched, "top1").get_attribute("aria-sort") == "none"
+    assert watched.names()[-1] == "mae"  # the older version stays below, whatever sorts
+
+
+def test_the_keyboard_sorts_too(watched):
+    heading(watched, "Method").locator("button").focus()
+    watched.page.keyboard.press("Enter")
+    assert watched.names()[:-1] == sorted(RANKED)
+    watched.page.keyboard.press("Space")
+    assert watched.names()[:-1] == sorted(RANKED, reverse=True)
+    assert watched.names(table=2) == ["mae"]
+
+
+def test_filters_hide_what_is_not_asked_for_and_say_how_much_is_left(watched):
+    page = watched.page
+    assert page.locator("#shown").inner_text() == "9 rows"
+    page.fill("#filter-name", "MAE")
+    assert watched.names() == ["mae", "mae[mask_ratio=0.9]", "mae"]
+    assert page.locator("#shown").inner_text() == "4 of 9 rows"
+    page.fill("#filter-name", "")
+    page.select_option("#filter-uses", "tokenizer")
+    assert watched.names() == ["beit"]
+    page.select_option("#filter-uses", "labels")
+    assert watched.names() == ["supervised"]
+    page.select_option("#filter-uses", "")
+    page.uncheck("#filter-references")
+    assert watched.names() == ["hpm", "mae", "mae[mask_ratio=0.9]", "beit", "simmim", "mae"]
+    page.uncheck("#filter-older")
+    assert watched.names() == ["hpm", "mae", "mae[mask_ratio=0.9]", "beit", "simmim"]
+
+
+def test_every_number_leads_to_records_that_exist(watched, path):
+    page = watched.page
+    cells = page.locator("td[data-v]")
+    assert cells.count() > 60
+    linked = page.locator("td[data-v] a[href]")
+    assert linked.count() == cells.count()
+    reached = set()
+    for target in page.locator("main a[href]").evaluate_all(
+        "links => links.map(a => a.getAttribute('href'))"
+    ):
+        if target.startswith("#"):
+            assert page.locator(f"[id='{target[1:]}']").count() == 1, target
+        else:
+            assert (path.parent / unquote(target)).is_file(), target
+            reached.add(Path(unquote(target)).stem)
+    assert reached == {record.stem for record in (path.parent / "records").iterdir()}
+
+
+def test_a_mean_over_seeds_opens_the_list_of_its_records(watched):
+    page = watched.page
+    links = page.locator("#row-1-2")
+    assert not links.is_visible()
+    page.locator("#table-1 tbody tr").nth(1).locator("td.value a").first.click()
+    assert links.is_visible()
+    assert links.inner_text().count("pre-training") == 2
+    assert "linprobe@1 76.0" in links.inner_text()
+
+
+def test_links_lead_from_another_folder_to_the_records(board, browser, tmp_path):
+    board.evaluate("mae", 0.5)
+    out = tmp_path / "else where%" / "#1"
+    (html,) = write(board.folder, ("html",), out=out)
+    opened = Watched(browser, html)
+    target = opened.page.locator("td.value a").evaluate("a => a.href")
+    assert Path(unquote(urlsplit(target).path)).is_file()
+    opened.page.close()
+
+
+def test_what_is_compared_and_what_differs_stands_above_the_numbers(watched):
+    text = watched.page.locator("#table-1").inner_text()
+    for expected in (
+        "vit_tiny_patch16 at 128 × 128 pixels",
+        "budget is 10 epochs",
+        "What linprobe does.",
+        "500 test images",
+        "the best on validation images is tested, once",
+        "the loss became NaN at step 12",
+    ):
+        assert expected in text
+    assert watched.page.locator("#table-1 svg.plot").count() == 3
+    assert watched.page.locator("#table-1 svg.curve").count() == 5 + 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1600])
+def test_the_page_never_scrolls_sideways_and_names_stay_in_sight(browser, path, width, scheme):
+    opened = Watched(browser, path, width, color_scheme=scheme)
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    scroller = page.locator("#table-1 .scroll")
+    scroller.evaluate("element => element.scrollLeft = 400")
+    name = page.locator("#table-1 tbody th").first.bounding_box()
+    assert 0 <= name["x"] < 40
+    assert name["width"] < width / 2
+    opened.page.close()
+
+
+CONTRAST = """() => {
+  const channel = c => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const ground = element => {
+    for (; element; element = element.parentElement) {
+      const colour = parse(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+  };
+  const worst = {};
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const unseen = ["SCRIPT", "TITLE", "OPTION"].includes(element.nodeName.toUpperCase());
+    if (!own || unseen || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    const colour = element instanceof SVGElement ? style.fill : style.color;
+    const [a, b] = [luminance(parse(colour)), luminance(ground(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    const key = element.nodeName + "." + (element.getAttribute("class") || "");
+    worst[key] = Math.min(worst[key] ?? 99, ratio);
+  }
+  return worst;
+}"""
+
+
+def test_text_is_readable_in_light_and_dark(browser, path):
+    """WCAG 2.2, 1.4.3 (AA): a contrast of 4.5 for text, by its definition of relative luminance."""
+    grounds = []
+    for scheme in ("light", "dark"):
+        opened = Watched(browser, path, color_scheme=scheme)
+        worst = opened.page.evaluate(CONTRAST)
+        assert len(worst) > 15
+        assert {name: ratio for name, ratio in worst.items() if ratio < 4.5} == {}
+        grounds.append(opened.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        opened.page.close()
+    assert grounds[0] != grounds[1]
+
+
+def test_hostile_names_and_values_are_text_and_nothing_else(board, browser):
+    for i, name in enumerate(HOSTILE):
+        board.pretrain(name, curve=[{"progress": 0.1, "loss": 1.0}, {"progress": 0.9, "loss": 0.5}])
+        board.evaluate(
+            name,
+            0.3 + i / 20,
+            settings={"note": name},
+            fields={name: name},
+            cost={**COST, "device": name, "flops": 1e15 * (1 + i)},
+            setting={**board.setting, "data": name, "backbone": name},
+        )
+        board.evaluate(name, 0.3 + i / 20, cost={**COST, "flops": 1e15 * (1 + i)})
+        board.evaluate(name, 1.0, protocol="knn", error=name)
+    (html,) = write(board.folder, ("html",))
+    opened = Watched(browser, html)
+    page = opened.page
+    page.mouse.move(300, 500)
+    page.fill("#filter-name", "<script>")
+    page.fill("#filter-name", "")
+    assert page.title() == "mimbench leaderboard"
+    assert page.locator("h1").all_inner_texts() == ["Leaderboard"]
+    assert page.locator("script").count() == 1
+    assert page.locator("img, iframe, object, embed, base, link[rel=stylesheet]").count() == 0
+    attributes = page.evaluate(
+        "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
+        ".filter(name => name.startsWith('on') || name === 'style')"
+    )
+    assert attributes == []
+    hrefs = page.locator("a[href]").evaluate_all("links => links.map(a => a.protocol)")
+    assert set(hrefs) == {"file:"}
+    shown = page.locator("tbody th").all_text_contents()
+    for name in HOSTILE:
+        assert any(name.replace("\0", "") in text for text in shown), name  # HTML has no NUL
+    assert opened.complaints == []
+    assert opened.requests == [html.as_uri()]
+    opened.page.close()
+
+
+def test_the_policy_stops_what_escaping_might_miss(board, browser):
+    """Were a name ever written without escaping, the browser would still not run it."""
+    board.evaluate("mae", 0.5)
+    (html,) = write(board.folder, ("html",))
+    injected = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    html.write_text(html.read_text(encoding="utf-8").replace("<main>", f"<main>{injected}"), encoding="utf-8")
+    opened = Watched(browser, html)
+    opened.page.wait_for_timeout(50)  # the image fails, its handler would run
+    assert opened.page.title() == "mimbench leaderboard"
+    assert any("Content Security Policy" in text for text in opened.complaints)
+    opened.page.close()
+
+
+def test_the_page_is_complete_without_script(browser, path):
+    opened = Watched(browser, path, java_script_enabled=False)
+    assert opened.names() == [*RANKED, "mae"]
+    assert not opened.page.locator("#filters").is_visible()
+    opened.page.close()
