@@ -38,6 +38,7 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
         "outcomes": records.pack_hits(evaluation.hits),
         "selection": evaluation.selection,
         "cost": pretrained.cost,
+        "facts": {"metric": cls.metric, "summary": cls.summary},
     }
 
 
