@@ -82,7 +82,7 @@ class ToyDataset:
     defaults = DataDefaults(image_size=SIZE, backbone="toy", crop_pct=1.0, flip=False)
 
     def __init__(
-        self, sizes: Sequence[int] = (120, 60, 80), classes: int = 6, noise: float = 90, seed: int = 0
+        self, sizes: Sequence[int] = (120, 60, 80), classes: int = 6, noise: float = 70, seed: int = 0
     ):
         draw = np.random.default_rng(seed)
         patterns = draw.uniform(40, 210, (classes, SIZE, SIZE, 3))
@@ -93,7 +93,7 @@ class ToyDataset:
             images = patterns[labels] + draw.normal(0, noise, (size, SIZE, SIZE, 3))
             splits.append(ToySplit(name, images.clip(0, 255).astype(np.uint8), labels))
         self.train, self.validation, self.test = splits
-        self.test_openings = 0
+        self.test_openings, self.test_size = 0, len(self.test)
 
     def open_test(self) -> ToySplit:
         self.test_openings += 1

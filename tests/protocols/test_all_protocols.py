@@ -1,0 +1,137 @@
+"""What every protocol owes the harness; a new one is a test case without anybody writing a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from protocol_toys import ToyDataset, around, toy_encoder
+
+from mimbench import registry, settings
+from mimbench.errors import UserError
+from mimbench.protocol import Evaluation, Protocol
+
+ALL = sorted(registry.protocols().items())
+QUICK: dict[str, dict[str, Any]] = {"linprobe": {"min_steps": 150, "epochs": 1}}
+# another value for each knob; what is not here fails below, so that no new knob goes untested
+OTHER: dict[str, dict[str, Any]] = {
+    "linprobe": {
+        "epochs": 1000,
+        "min_steps": 20,
+        "batch_size": 16,
+        "lr": (0.03,),
+        "momentum": 0.0,
+        "readouts": ("mean@0.5",),
+        "batch_norm": (True,),
+    },
+    "knn": {"k": 3, "temperature": 3.0, "normalisations": ("final",), "tokens": ("cls",)},
+}
+
+
+def quick(cls: type[Protocol], **more: Any) -> Protocol:
+    return cls(**{**QUICK.get(cls.key, {}), **more})
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> Callable[..., tuple[Evaluation, ToyDataset]]:
+    """Evaluations that share one store of features."""
+    folder = tmp_path_factory.mktemp("features")
+
+    def evaluate(protocol: Protocol, data: ToyDataset | None = None, seed: int = 0):
+        data = data or ToyDataset()
+        return protocol.evaluate(toy_encoder(), data, around(folder, seed)), data
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_a_protocol_says_what_it_is(key, cls):
+    assert cls.key == key
+    assert isinstance(cls.version, int)
+    assert len(cls.summary) > 20
+    assert cls(**settings.arguments(cls, json.loads(json.dumps(settings.defaults(cls))))) == cls()
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_test_is_opened_once_and_every_image_has_an_outcome(key, cls, evaluated):
+    found, data = evaluated(quick(cls))
+    assert data.test_openings == 1
+    assert found.hits.dtype == bool
+    assert found.hits.shape == (len(data.test),)
+    assert found.metrics["top1"] == pytest.approx(found.hits.mean())
+    assert found.metrics["top1"] > 1.5 / len(data.classes)  # it has learnt something
+    json.dumps([found.metrics, found.selection], allow_nan=False)
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_what_is_chosen_does_not_depend_on_the_test_labels(key, cls, evaluated):
+    found, _ = evaluated(quick(cls))
+    blind = ToyDataset()
+    blind.test.labels = np.random.default_rng(0).permutation(blind.test.labels)
+    again, _ = evaluated(quick(cls), blind)
+    assert again.selection == found.selection
+    assert not np.array_equal(again.hits, found.hits)
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_the_same_twice_and_silent(key, cls, evaluated, capfd):
+    first, _ = evaluated(quick(cls))
+    second, _ = evaluated(quick(cls))
+    np.testing.assert_array_equal(first.hits, second.hits)
+    assert (first.metrics, first.selection) == (second.metrics, second.selection)
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_only_frozen_features_are_kept_and_nothing_else_is_written(key, cls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick(cls).evaluate(toy_encoder(), ToyDataset(), around(tmp_path / "features"))
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_unlabelled_data_is_refused(key, cls):
+    data = ToyDataset()
+    data.classes = data.train.labels = None
+    with pytest.raises(UserError, match="needs labels"):
+        cls().check(data)
+
+
+@pytest.mark.parametrize(("key", "cls"), ALL)
+def test_backbones_without_class_token_or_depth_are_evaluated(key, cls, tmp_path):
+    for options in ({"cls_token": False}, {"depth": 1}):
+        found = quick(cls).evaluate(toy_encoder(**options), ToyDataset(), around(tmp_path))
+        assert len(found.hits) == 80
+
+
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [(cls, f.name) for _, cls in ALL for f in dataclasses.fields(cls)],
+    ids=lambda value: value if isinstance(value, str) else value.key,
+)
+def test_every_knob_moves_something(cls, field, evaluated):
+    """A score on validation, that is; a change of the candidates alone would prove little."""
+    before, _ = evaluated(quick(cls))
+    after, _ = evaluated(quick(cls, **{field: OTHER[cls.key][field]}))
+    scores = [{c["validation_top1"] for c in found.selection["candidates"]} for found in (before, after)]
+    assert scores[0] != scores[1]
+
+
+def test_the_seed_orders_the_data_of_the_probe(evaluated):
+    probe = quick(registry.find_protocol("linprobe"))
+    first, second = (evaluated(probe, seed=seed)[0].selection for seed in (0, 1))
+    assert first["candidates"] != second["candidates"]
+
+
+def test_settings_out_of_range_are_refused():
+    for key, given in {
+        "linprobe": [{"epochs": 0}, {"lr": []}, {"lr": [-1]}, {"momentum": 1}, {"batch_norm": []}],
+        "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
+    }.items():
+        for wrong in given:
+            with pytest.raises(UserError, match=f"{key}.{next(iter(wrong))}="):
+                settings.parse_settings(key, registry.find_protocol(key), wrong)
