@@ -88,21 +88,27 @@ class Measured:
 def measuring(encoder: nn.Module) -> Iterator[Measured]:
     """Count the FLOPs (forward and backward) and the encoder's tokens of what runs inside."""
     measured = Measured()
+    first: list[nn.Module] = []  # what its first block begins with
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not first:
+            first.append(module)
+        if module is first[0]:
+            batch, tokens = inputs[0].shape[:2]
+            measured.tokens = (measured.tokens or 0) + batch * tokens
+
     blocks = getattr(encoder, "blocks", None)
-    first = blocks[0] if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) else None
-
-    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        batch, tokens = inputs[0].shape[:2]
-        measured.tokens = (measured.tokens or 0) + batch * tokens
-
-    handle = first.register_forward_pre_hook(count) if first is not None else None
+    handles = []
+    if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks):
+        # On the block and its parts: a backbone may call the parts itself.
+        handles = [part.register_forward_pre_hook(count) for part in blocks[0].modules()]
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     try:
         with counter:
             yield measured
     finally:
         measured.flops = float(counter.get_total_flops())
-        if handle is not None:
+        for handle in handles:
             handle.remove()
 
 

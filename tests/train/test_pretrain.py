@@ -126,6 +126,27 @@ def test_attention_costs_the_same_whichever_kernel_runs_it() -> None:
     assert measured.tokens is None
 
 
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_tokens_are_counted_once_however_the_blocks_are_called(by_parts: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.mlp = nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.mlp(self.norm(x))
+
+    encoder = nn.Module()
+    encoder.blocks = nn.ModuleList([Block(), Block()])
+    with measuring(encoder) as measured:
+        for batch in (2, 3):
+            x = torch.randn(batch, 7, 4)
+            for block in encoder.blocks:
+                x = block.mlp(block.norm(x)) if by_parts else block(x)
+    assert measured.tokens == (2 + 3) * 7
+    assert measured.flops == (2 + 3) * 7 * 2 * 2 * 4 * 4
+
+
 # -- products ----------------------------------------------------------------------------------------
 
 
