@@ -51,6 +51,11 @@ class LearningCurve:
         self._steps, self._share = state["steps"], state["share"]
 
 
+def _on_bf16_grid(loss: float) -> bool:
+    """Whether it has so few digits that a loss computed in bf16 would repeat it on a mere plateau."""
+    return loss != 0 and (math.frexp(loss)[0] * 256).is_integer()
+
+
 class Health:
     """Stops a run whose loss is not finite, or has stopped depending on the images.
 
@@ -73,7 +78,8 @@ class Health:
                     f"the loss {name!r} became {value} at step {step}; try a lower learning rate or fp32"
                 )
         loss = sum(terms.values())
-        self._repeats = self._repeats + 1 if abs(loss - self._value) <= 1e-12 * max(1.0, abs(loss)) else 1
+        repeats = abs(loss - self._value) <= 1e-12 * max(1.0, abs(loss)) and not _on_bf16_grid(loss)
+        self._repeats = self._repeats + 1 if repeats else 1
         self._value = loss
         if self._repeats >= (self.ZERO_STEPS if loss == 0 else self.CONSTANT_STEPS):
             raise TrainingStopped(
