@@ -41,6 +41,7 @@ class Backbone(Protocol):
     embed_dim: int
     depth: int
     grid: tuple[int, int]
+    patch_size: int
 
     def encode(
         self,

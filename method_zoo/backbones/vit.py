@@ -60,9 +60,11 @@ class QueryValueBias(nn.Linear):
         return F.linear(x, self.weight, bias)
 
 
-def layer_norm(dim: int, **kwargs: Any) -> nn.LayerNorm:
+class LayerNorm(nn.LayerNorm):
     """Layer norm with this family's epsilon, which is not torch's."""
-    return nn.LayerNorm(dim, eps=NORM_EPS, **kwargs)
+
+    def __init__(self, dim: int, **kwargs: Any):
+        super().__init__(dim, eps=NORM_EPS, **kwargs)
 
 
 class ViT(nn.Module):
@@ -143,14 +145,14 @@ class ViT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias == "full",
                 init_values=layer_scale,
-                norm_layer=layer_norm,
+                norm_layer=LayerNorm,
             )
             for _ in range(depth)
         )
         if qkv_bias == "query_value":
             for block in self.blocks:
                 block.attn.qkv = QueryValueBias(embed_dim)
-        self.norm = layer_norm(embed_dim)
+        self.norm = LayerNorm(embed_dim)
         {"mae": self._init_mae, "beit": self._init_beit}[init]()
 
     def _init_mae(self) -> None:
@@ -232,10 +234,9 @@ class ViT(nn.Module):
         """
         if any(not -self.depth <= layer < 0 for layer in layers):
             raise ValueError(f"layers count from the end, -1 to -{self.depth}; got {list(layers)}")
-        drop = mask is not None and fill == "drop"
-        kept = where(~mask) if drop else None
+        kept = where(~mask) if mask is not None and fill == "drop" else None
         x = self._embed(images, kept)
-        if mask is not None and not drop:
+        if mask is not None and kept is None:
             if self.mask_token is None:
                 raise ValueError("fill='token' takes a backbone built with mask_token=True")
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import choose_attention, layer_norm, sincos_positions, xavier_
+from method_zoo.backbones.vit import LayerNorm, choose_attention, sincos_positions, xavier_
 from mimbench.encoder import Backbone, Encoded
 from mimbench.errors import UserError
 
@@ -68,9 +68,9 @@ class TransformerDecoder(nn.Module):
     def __init__(self, dim: int, depth: int, heads: int, out_features: int, mlp_ratio: float = 4.0):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=layer_norm) for _ in range(depth)
+            Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
         )
-        self.norm = layer_norm(dim)
+        self.norm = LayerNorm(dim)
         self.head = nn.Linear(dim, out_features)
         xavier_(self)
 
