@@ -168,12 +168,14 @@ def test_an_older_version_stays_apart_and_unranked(board, newer):
     ]
 
 
-def test_an_older_version_does_not_make_holes_in_the_new_ones(board):
-    for seed in (0, 1):
+@pytest.mark.parametrize(("old", "new"), [((0, 1), (0,)), ((0,), (0, 1))])
+def test_versions_do_not_make_holes_in_each_other(board, old, new):
+    for seed in old:
         board.evaluate("mae", 0.5, seed)
-    board.evaluate("mae", 0.6, 0, method_version=2)
-    table = only(board)
-    assert [(r.older, r.cells[0].state) for r in table.rows] == [(False, "value"), (True, "value")]
+    for seed in new:
+        board.evaluate("mae", 0.6, seed, method_version=2)
+    rows = [(r.older, r.cells[0].state, tuple(r.cells[0].seeds)) for r in only(board).rows]
+    assert rows == [(False, "value", new), (True, "value", old)]
 
 
 # --- seeds, holes, failures
