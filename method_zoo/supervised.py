@@ -41,12 +41,12 @@ class Supervised(Method):
             batch_size=1024,
             betas=(0.9, 0.999),
             weight_decay=0.1,
-            warmup=10_000 / 112_600,
+            warmup=10_000 / 111_500,  # steps; of 90 epochs of 99 % of the images, as published
             clip_grad=1.0,
             augmentation=Augmentation(crop_scale=(0.05, 1.0), interpolation="bilinear", flip=True),
             source=(
-                "big_vision vit_s16_i1k.py (arXiv:2205.01580), 90 epochs of ImageNet-1K; its decay of 1e-4 is "
-                "not multiplied with the rate, which is 0.1 in AdamW's terms at the rate of 1e-3"
+                "big_vision vit_s16_i1k.py (arXiv:2205.01580), 90 epochs of ImageNet-1K; its decay of 1e-4 "
+                "is not multiplied with the rate, which is 0.1 in AdamW's terms at the rate of 1e-3"
             ),
         ),
         readout=Readout(token="mean"),

@@ -10,12 +10,12 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.parts.tokenizers import official_pickle
 from method_zoo.parts.tokenizers.resize import resize_to
 from mimbench.checkpoint import load_state
 from mimbench.errors import UserError
@@ -94,8 +94,7 @@ class DalleEncoder(nn.Module):
 def from_state(state: Mapping[str, Tensor], source: str) -> DalleEncoder:
     """The encoder with the weights of ``state``, its size read off them; UserError where they are none."""
     first, last = state.get("blocks.input.w"), state.get("blocks.output.conv.w")
-    shaped = first is not None and last is not None and first.ndim == 4 and last.ndim == 4
-    if not shaped or first.shape[1] != 3:
+    if first is None or last is None or first.ndim != 4 or last.ndim != 4 or first.shape[1] != 3:
         raise UserError(
             f"{source} does not hold the encoder of {OFFICIAL}; give that file, its state dict, or a "
             "tokenizer.safetensors that mimbench wrote"
@@ -106,58 +105,40 @@ def from_state(state: Mapping[str, Tensor], source: str) -> DalleEncoder:
     return encoder
 
 
-class _Module:
-    """Stands for every class that the official pickle names: keeps what was stored and runs nothing."""
-
-
-_NAMES = (
-    "dall_e.encoder.Encoder",
-    "dall_e.encoder.EncoderBlock",
-    "dall_e.utils.Conv2d",
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.linear.Identity",
-    "torch.nn.modules.pooling.MaxPool2d",
+# What torch.load and pickle raise for a file that was cut off or altered: next to anything.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a PyTorch file: a state dict, or the whole module as OpenAI published it.
 
-    Read with ``weights_only=True``, so that a file can put together tensors and nothing else: classes it
-    names are replaced by one without behaviour, and any name that is not expected raises UserError.
+    The file can put together tensors and nothing else: see ``official_pickle``. Raises UserError where it
+    asks for more, or is no such file.
     """
     try:
-        with torch.serialization.safe_globals([(_Module, name) for name in _NAMES]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = official_pickle.load(path)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a file of weights alone, and reading it could run code that it brings; give "
             f"{OFFICIAL}, its state dict, or a tokenizer.safetensors that mimbench wrote"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, OSError) as error:
+    except _DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} cannot be read as a PyTorch file ({reason}); get it again") from error
-    if isinstance(loaded, _Module):
-        return _collected(loaded)
+    if isinstance(loaded, official_pickle.Stored):
+        return official_pickle.state_dict(loaded)
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     named = loaded.items() if isinstance(loaded, Mapping) else ()
     return {str(name): value for name, value in named if isinstance(value, Tensor)}
-
-
-def _collected(module: Any, depth: int = 0) -> dict[str, Tensor]:
-    """Names and tensors of a stored module, as its ``state_dict`` would give them."""
-    stored = vars(module) if isinstance(module, _Module) and depth < 16 else {}  # a file may hold a loop
-    state = {}
-    for name, value in [*_items(stored, "_parameters"), *_items(stored, "_buffers")]:
-        if isinstance(value, Tensor):
-            state[name] = value.detach()
-    for name, child in _items(stored, "_modules"):
-        state |= {f"{name}.{inner}": value for inner, value in _collected(child, depth + 1).items()}
-    return state
-
-
-def _items(stored: dict[str, Any], kind: str) -> list[tuple[str, Any]]:
-    value = stored.get(kind)
-    return [(str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else []

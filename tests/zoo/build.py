@@ -1,0 +1,103 @@
+"""Any method of the registry, small: 16-pixel digits, patches of 4, two blocks of width 32."""
+
+from __future__ import annotations
+
+import inspect
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mimbench import registry, rng, settings
+from mimbench.method import Losses, Method, Step
+from mimbench.seeding import seeded_init
+
+IMAGE_SIZE, PATCH_SIZE, CLASSES = 16, 4, 10
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def build(
+    key: str, *, seed: int = 0, patch_size: int = PATCH_SIZE, drop_path: float = 0.0, **given: Any
+) -> Method:
+    """A method with freshly drawn weights; what the harness provides (classes, tokenizer) comes along.
+
+    given: settings; UserError where one is not allowed, as on the command line.
+    """
+    cls = registry.find_method(key)
+    parsed = settings.arguments(cls, settings.parse_settings(key, cls, given))
+    asked = inspect.signature(cls.__init__).parameters
+    provided: dict[str, Any] = {}
+    if "num_classes" in asked:
+        provided["num_classes"] = CLASSES
+    if "tokenizer" in asked:
+        assert cls.default_tokenizer
+        provided["tokenizer"] = deepcopy(trained_tokenizer(cls.default_tokenizer, patch_size))
+    with seeded_init(seed):
+        options = {**cls.card.backbone, **TINY, "drop_path": drop_path}
+        backbone = registry.build_backbone(f"vit_micro_patch{patch_size}", IMAGE_SIZE, **options)
+        return cls(backbone, **parsed, **provided)
+
+
+@cache
+def trained_tokenizer(key: str, patch_size: int) -> Method:
+    """A tokenizer after a few steps: before, nearly all patches get the same token."""
+    tokenizer = build(key, patch_size=patch_size)
+    optimizer = optimiser(tokenizer)
+    images, step = batch(tokenizer, n=64)
+    for _ in range(10):
+        train(tokenizer, optimizer, images, step)
+    return tokenizer
+
+
+@cache
+def digits(start: int, n: int) -> tuple[Tensor, Tensor]:
+    """``n`` handwritten digits from the ``start``-th on: float [n, 3, 16, 16] in [0, 1], and labels."""
+    bunch = load_digits()
+    images = torch.tensor(bunch.images[start : start + n] / 16, dtype=torch.float32)
+    images = F.interpolate(images[:, None], (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic").clamp(0, 1)
+    return images.expand(-1, 3, -1, -1).contiguous(), torch.tensor(bunch.target[start : start + n])
+
+
+def normalised(method: Method, images: Tensor) -> Tensor:
+    """Images in [0, 1] as the training loop hands them to ``method``."""
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (method.card.mean, method.card.std))
+    return (images - mean) / std
+
+
+def batch(method: Method, n: int = 8, start: int = 0, progress: float = 0.6) -> tuple[Tensor, Step]:
+    """Digits as the training loop hands them over."""
+    images, labels = digits(start, n)
+    keys = torch.from_numpy(rng.sample_keys(0, 0, torch.arange(start, start + n).numpy()))
+    return normalised(method, images), Step(progress, keys, labels if takes_labels(method) else None)
+
+
+def takes_labels(method: Method) -> bool:
+    return method.card.external == "labels"
+
+
+def rows(images: Tensor, step: Step, which: slice | Tensor) -> tuple[Tensor, Step]:
+    """Some of a batch's images with what belongs to them."""
+    labels = None if step.labels is None else step.labels[which]
+    return images[which], Step(step.progress, step.keys[which], labels)
+
+
+def optimiser(method: Method, lr: float = 2e-3) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=lr)
+
+
+def train(method: Method, optimizer: torch.optim.Optimizer, images: Tensor, step: Step) -> Losses:
+    """One optimiser step, as the harness takes it; the losses before it."""
+    losses = method(images, step)
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    optimizer.step()
+    method.after_step(step)
+    return Losses({name: loss.detach() for name, loss in losses.items()})
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(module.named_parameters())
