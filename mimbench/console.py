@@ -55,19 +55,21 @@ class Lines(Watch):
     def __init__(self, console: Console):
         self.console = console
         self.job = ""  # "[2/12] mae · pre-training · seed 0"
-        self.begun = self.said = time.monotonic()
-        self.stage = ""
+        self.begun = time.monotonic()
+        self.said: float | None = None
 
     def start(self, job: Job, number: int, total: int) -> None:
         self.job = f"[{number}/{total}] {job.name}"
         self.begun = self.said = time.monotonic()
-        self.stage = ""
         self._say(self.job)
 
     def progress(self, progress: Progress) -> None:
-        if time.monotonic() - self.said < PLAIN_SECONDS:
+        now = time.monotonic()
+        if self.said is None:  # data are looked at before the first job
+            self.said = now
+        if now - self.said < PLAIN_SECONDS:
             return
-        self.said = time.monotonic()
+        self.said = now
         self._say(f"{self.job}  {progress.stage} {progress.done:.0%}  {facts(progress)}".strip())
 
     def finish(self, job: Job, record: Record) -> None:
