@@ -70,13 +70,8 @@ class KNN(Protocol):
         assert data.classes is not None
         variants, ks, notes = self._candidates(encoder, len(data.train))
         features = partial(read, encoder, data, around, list(dict.fromkeys(map(_readout, variants))))
-        train = features(data.train)
-        votes = partial(
-            _votes,
-            bank_labels=labels_of(data.train, encoder),
-            classes=len(data.classes),
-            temperature=self.temperature,
-        )
+        train, bank_labels = features(data.train), labels_of(data.train, encoder)
+        votes = partial(class_votes, classes=len(data.classes), temperature=self.temperature)
 
         def validate(split: Split) -> Scores:
             queries, labels = features(split), labels_of(split, encoder)
@@ -84,14 +79,15 @@ class KNN(Protocol):
             loss: list[float] = []
             for done, variant in enumerate(variants):
                 around.report(Progress(stage="finding neighbours", done=done / len(variants)))
-                hits, shares = votes(variant, train, queries, labels, ks=ks)
+                hits, shares = votes(*_normalised(variant, train, queries), bank_labels, labels, ks=ks)
                 accuracy += hits.double().mean(1).tolist()
                 loss += (1 - shares).mean(1).tolist()
             return Scores(accuracy, loss)
 
         def test(chosen: int, split: Split) -> np.ndarray:
             variant, k = variants[chosen // len(ks)], ks[chosen % len(ks)]
-            hits, _ = votes(variant, train, features(split), labels_of(split, encoder), ks=[k])
+            queries, labels = features(split), labels_of(split, encoder)
+            hits, _ = votes(*_normalised(variant, train, queries), bank_labels, labels, ks=[k])
             return hits[0].cpu().numpy()
 
         selection, hits = select_and_test(
@@ -128,26 +124,34 @@ def _readout(variant: Variant) -> Readout:
     return Readout(token=token, norm="final" if normalisation == "final" else "raw")
 
 
-def _votes(
-    variant: Variant,
-    train: dict[Readout, Tensor],
-    queries: dict[Readout, Tensor],
-    labels: Tensor,
-    *,
-    bank_labels: Tensor,
-    classes: int,
-    ks: Sequence[int],
-    temperature: float,
+def _normalised(
+    variant: Variant, train: dict[Readout, Tensor], queries: dict[Readout, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """For each k and query [ks, M]: whether the vote is right, and its share for the true class."""
+    """Bank and queries as the variant compares them, rows of length one."""
     bank, asked = train[_readout(variant)], queries[_readout(variant)]
     if variant[1] == "standardised":
         standardised = standard(bank)
         bank, asked = standardised(bank), standardised(asked)
-    bank, asked = unit(bank), unit(asked)
+    return unit(bank), unit(asked)
+
+
+def class_votes(
+    bank: Tensor,
+    queries: Tensor,
+    bank_labels: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    ks: Sequence[int],
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """For each k and query [ks, M]: whether the vote is right, and its share for the true class.
+
+    bank: [N, D], queries: [M, D], both of unit rows.
+    """
     hits = torch.empty(len(ks), len(labels), dtype=torch.bool, device=labels.device)
     shares = torch.empty(len(ks), len(labels), dtype=torch.float64, device=labels.device)
-    for rows, found in nearest(asked, bank, ks[-1]):
+    for rows, found in nearest(queries, bank, ks[-1]):
         said = vote(found, bank_labels, labels[rows], classes, ks, temperature)
         hits[:, rows], shares[:, rows] = said.prediction == labels[rows], said.share
     return hits, shares

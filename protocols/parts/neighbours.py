@@ -25,14 +25,19 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features, dim=1)
 
 
+def block_shape(queries: int, bank: int) -> tuple[int, int]:
+    """How many queries and how much of the bank are compared at once."""
+    width = min(BANK_BLOCK, bank)
+    return max(1, min(queries, BLOCK // width)), width
+
+
 def nearest(queries: Tensor, bank: Tensor, k: int) -> Iterator[tuple[slice, Neighbours]]:
     """The ``k`` nearest of each query, for one block of queries after the other.
 
     queries: [M, D], bank: [N, D], both of unit rows and k <= N. Holds 128 MB of similarities at a time,
     whatever M and N.
     """
-    width = min(BANK_BLOCK, len(bank))
-    height = max(1, min(len(queries), BLOCK // width))
+    height, width = block_shape(len(queries), len(bank))
     similarity = torch.empty(height * width, device=queries.device)
     for first in range(0, len(queries), height):
         rows = slice(first, min(first + height, len(queries)))
