@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -151,8 +152,8 @@ def tables(
     """What people compare: one table a setting, and one more for each further definition of a protocol.
 
     frame: from ``load``. seeds: only these; by default all there are. protocols: keys whose columns come
-    first, in this order; the first column sorts the rows. Raises UserError when two records answer for
-    one cell or a record contradicts itself.
+    first, in this order, before others in the order in which they were first evaluated; the first column
+    sorts the rows. Raises UserError when two records answer for one cell or a record contradicts itself.
     """
     if seeds is not None:
         frame = frame[frame["seed"].isin(list(seeds))]
@@ -246,9 +247,13 @@ def write(
     for name in formats:
         path = target / f"leaderboard.{name}"
         text = sheet.csv_text(summary(found)) if name == "csv" else page.html(found, folder, target)
-        write_atomically(path, lambda file, text=text: file.write(text.encode("utf-8")))
+        write_atomically(path, partial(_write_text, text))
         paths.append(path)
     return paths
+
+
+def _write_text(text: str, file: IO[bytes]) -> None:
+    file.write(text.encode("utf-8"))
 
 
 class _CallableModule(ModuleType):

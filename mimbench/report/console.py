@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich import box
 from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mimbench.report.costs import BY_KEY
 from mimbench.report.tables import Cell, Row, Table
-from mimbench.report.text import HOLE, duration, number, percent
+from mimbench.report.text import HOLE, number, percent
 
-# Cost columns, the first to go where the terminal is narrow at the end.
-COSTS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("time", lambda row: duration(row.cost["hours"])),
-    ("images/s", lambda row: number(row.cost["images_per_second"])),
-    ("PFLOP", lambda row: number(row.cost["pflops"])),
-    ("GiB", lambda row: number(row.cost["memory_gib"])),
-)
-
-
+# Cost columns by their keys and headings; where the terminal is narrow, the last go first.
+COSTS = (("hours", "time"), ("images_per_second", ""), ("pflops", ""), ("memory_gib", ""))
 # (cost columns, width of names, figures below each other), the first that fits is drawn.
 PLANS = ((4, 60, False), (4, 24, False), (3, 24, False), (2, 20, False), (1, 16, False), (1, 16, True))
 
@@ -53,13 +45,14 @@ def _draw(table: Table, costs: int, names: int, stacked: bool) -> RichTable:
     drawn.add_column("method", overflow="fold", min_width=8, max_width=names)
     for column in table.columns:
         drawn.add_column(Text(f"{column.label}\n{_metric(column.metric)}"), no_wrap=not stacked)
-    for name, _ in COSTS[:costs]:
-        drawn.add_column(name, justify="right", no_wrap=True, vertical="top")
+    shown = [(key, title, *BY_KEY[key].unit(r.cost[key] for r in table.rows)) for key, title in COSTS[:costs]]
+    for _, title, _, unit in shown:
+        drawn.add_column(f"{title}\n{unit}".strip(), justify="right", no_wrap=True)
     for row in table.rows[:ROWS]:
         drawn.add_row(
             _name(row),
             *(_cell(cell, stacked) for cell in row.cells),
-            *(Text(show(row)) for _, show in COSTS[:costs]),
+            *(Text(number(factor * row.cost[key])) for key, _, factor, _ in shown),
             style="dim" if row.older or row.role in ("floor", "ceiling") else None,
         )
     return drawn

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,32 +12,62 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost column: its key, heading, unit and meaning."""
+    """A cost column: its key, heading, meaning and units, largest first, each with its factor."""
 
     key: str
     title: str
-    unit: str
     note: str
+    units: tuple[tuple[float, str], ...]
+
+    def unit(self, values: Iterable[float]) -> tuple[float, str]:
+        """(factor, unit) that suits all ``values``: the largest in which the greatest is at least 1."""
+        greatest = max((value for value in values if not math.isnan(value)), default=0.0)
+        return next(
+            (pair for pair in self.units if greatest * pair[0] >= 1), self.units[-1 if greatest else 0]
+        )
 
 
 COSTS = (
-    Cost("images_per_second", "Speed", "images/s", "training throughput over all processes"),
-    Cost("hours", "Time", "h", "pre-training on the wall clock, tokenizer included"),
-    Cost("tokenizer_hours", "Tokenizer", "h", "the part of the time that trained the tokenizer"),
-    Cost("pflops", "Compute", "PFLOP", "forward and backward, tokenizer included; a multiply-add is two"),
+    Cost("images_per_second", "Speed", "training throughput over all processes", ((1, "images/s"),)),
     Cost(
-        "memory_gib",
-        "Memory",
-        "GiB",
-        "peak: allocated tensors on a GPU, the process's resident size on a CPU",
+        "hours",
+        "Time",
+        "pre-training on the wall clock, tokenizer included",
+        ((1, "h"), (60, "min"), (3600, "s")),
     ),
-    Cost("parameters_m", "Params", "M", "of everything pre-training held, frozen parts included"),
-    Cost("tokens_m", "Tokens", "M", "that went through the encoder in pre-training"),
+    Cost(
+        "tokenizer_hours",
+        "Tokenizer",
+        "the part of the time that trained the tokenizer",
+        ((1, "h"), (60, "min"), (3600, "s")),
+    ),
+    Cost(
+        "pflops",
+        "Compute",
+        "forward and backward, tokenizer included; a multiply-add is two",
+        ((1, "PFLOP"), (1e3, "TFLOP"), (1e6, "GFLOP")),
+    ),
+    Cost(
+        "memory_gib", "Memory", "peak: tensors on a GPU, on a CPU the process's resident size", ((1, "GiB"),)
+    ),
+    Cost(
+        "parameters_m",
+        "Params",
+        "of everything pre-training held, frozen parts included",
+        ((1, "M"), (1e3, "k")),
+    ),
+    Cost(
+        "tokens_m",
+        "Tokens",
+        "that went through the encoder in pre-training",
+        ((1e-3, "G"), (1, "M"), (1e3, "k")),
+    ),
 )
+BY_KEY = {cost.key: cost for cost in COSTS}
 
 
 def amounts(cost: Mapping[str, Any]) -> dict[str, float]:
-    """The number under each of ``COSTS``; NaN for what was not measured.
+    """The number under each of ``COSTS``, in the unit that its key names; NaN for what was not measured.
 
     A method that was never trained has cost no time and no computation, but has no speed and no peak.
     """

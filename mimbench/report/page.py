@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mimbench.report import figures, text
-from mimbench.report.costs import COSTS
+from mimbench.report.costs import BY_KEY, COSTS
 from mimbench.report.tables import Row, Table
 
 CURVES = 24  # small multiples at most; beyond, they are no longer compared by eye
@@ -50,7 +50,6 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         newest=max((row.finished for table in found for row in table.rows), default=""),
         percent=text.percent,
         number=text.number,
-        duration=text.duration,
         probability=text.probability,
         score=lambda cell, value: text.percent(value) if cell.images else text.number(value),
         bar=figures.interval_bar,
@@ -77,7 +76,11 @@ def _links(folder: Path, out: Path) -> Callable[[str], str]:
 
 def _view(table: Table, number: int) -> dict[str, Any]:
     """What the template needs of a table beyond its rows."""
-    costs = [cost for cost in COSTS if any(row.cost[cost.key] > 0 for row in table.rows)]
+    costs = [
+        (cost, *cost.unit(row.cost[cost.key] for row in table.rows))
+        for cost in COSTS
+        if any(row.cost[cost.key] > 0 for row in table.rows)
+    ]
     curves = [(row.variant, figures.curve(_losses(row))) for row in table.rows if row.curves]
     return {
         "number": number,
@@ -128,16 +131,23 @@ def _losses(row: Row) -> list[list[tuple[float, float]]]:
 
 def _plots(table: Table) -> list[tuple[str, Markup]]:
     """Accuracy against computation, a plot a protocol, and against time for the first."""
-    wanted = [(place, "pflops", "compute in PFLOP") for place in range(min(len(table.columns), PLOTTED))]
+    wanted = [(place, "pflops") for place in range(min(len(table.columns), PLOTTED))]
     if table.columns:
-        wanted.append((0, "hours", "time in hours"))
+        wanted.append((0, "hours"))
     plots = []
-    for place, key, x_label in wanted:
-        column = table.columns[place]
+    for place, key in wanted:
+        column, cost = table.columns[place], BY_KEY[key]
+        factor, unit = cost.unit(row.cost[key] for row in table.rows)
+        x_label = f"{cost.title.lower()} in {unit}"
         rows = [r for r in table.rows if not r.older and not math.isnan(r.cells[place].value)]
         points = [
             figures.Point(
-                r.variant, r.role, r.cost[key], r.cells[place].value, r.cells[place].low, r.cells[place].high
+                r.variant,
+                r.role,
+                factor * r.cost[key],
+                r.cells[place].value,
+                r.cells[place].low,
+                r.cells[place].high,
             )
             for r in rows
             if r.cost[key] > 0

@@ -133,8 +133,9 @@ def _column_sets(entries: list[Any], first: Sequence[str]) -> list[tuple[Column,
     definitions: dict[str, list[Column]] = defaultdict(list)
     for column in sorted(uses, key=lambda c: (-c.version, -uses[c], c.fields)):
         definitions[column.protocol].append(column)
-    order = {key: place for place, key in enumerate(first)}
-    keys = sorted(definitions, key=lambda key: (order.get(key, len(order)), key))
+    asked = {key: place for place, key in enumerate(first)}
+    began = {key: min(e.finished for e in evaluations if e.protocol == key) for key in definitions}
+    keys = sorted(definitions, key=lambda key: (asked.get(key, len(asked)), began[key], key))
     return [tuple(definitions[key][0] for key in keys)] + [
         (column,) for key in keys for column in definitions[key][1:]
     ]

@@ -23,17 +23,6 @@ def number(value: float) -> str:
     return f"{value:.{min(decimals, 6)}f}"
 
 
-def duration(hours: float) -> str:
-    """0.35 -> "21 min"; "48 s", "2.4 h"."""
-    if math.isnan(hours):
-        return HOLE
-    if hours == 0:
-        return "0"
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h"
-
-
 def probability(p: float) -> str:
     """A p-value: "0.031", "< 0.001"."""
     return HOLE if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

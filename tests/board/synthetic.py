@@ -84,6 +84,7 @@ class Board:
         cost: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
         selection: dict[str, Any] | None = None,
+        finished: str = WHEN,
         **changes: Any,
     ) -> Record:
         content = {
@@ -112,7 +113,15 @@ class Board:
         else:
             done = {}
         needs = {f"{seed:016x}": "ab" * 32} if needs is None else needs
-        return self._write("evaluate", f"{variant} · {protocol} · seed {seed}", content, error, needs, **done)
+        return self._write(
+            "evaluate",
+            f"{variant} · {protocol} · seed {seed}",
+            content,
+            error,
+            needs,
+            **done,
+            finished=finished,
+        )
 
     def _write(
         self,
@@ -133,8 +142,7 @@ class Board:
             content=content,
             needs=needs or {},
             started=WHEN,
-            finished=WHEN,
-            **done,
+            **{"finished": WHEN, **done},
         )
         records.write(self.folder, record)
         return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -300,6 +301,14 @@ def test_methods_that_cannot_be_told_apart_share_a_rank(board):
     assert "1=" in printed(board)
 
 
+def test_columns_stand_in_the_order_of_evaluation_unless_told_otherwise(board):
+    for hour, protocol in enumerate(("linprobe", "finetune", "knn")):
+        board.evaluate("mae", 0.5, protocol=protocol, finished=f"2026-01-01T0{hour}:00:00+00:00")
+    assert [c.protocol for c in only(board).columns] == ["linprobe", "finetune", "knn"]
+    told = only(board, protocols=("knn",))
+    assert [c.protocol for c in told.columns] == ["knn", "linprobe", "finetune"]
+
+
 def test_holes_come_last(board):
     board.evaluate("mae", 0.1)
     board.evaluate("beit", error="no")
@@ -444,7 +453,15 @@ def test_console_shows_cost_beside_accuracy_in_a_hundred_columns(board):
     text = printed(board)
     for heading in ("time", "images/s", "PFLOP", "GiB"):
         assert heading in text
-    assert "1.0 h" in text
+    assert re.search(r"mae .* 1\.00 +250 +2\.00 +1\.00", text)
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"),
+    [((5.0, 0.1), (1, "h")), ((0.5, 0.001), (60, "min")), ((0.001,), (3600, "s")), ((0.0,), (1, "h"))],
+)
+def test_a_cost_is_shown_in_the_unit_that_suits_its_table(hours, shown):
+    assert costs.BY_KEY["hours"].unit([*hours, math.nan]) == shown
 
 
 def test_names_are_no_markup(board):
