@@ -105,6 +105,7 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
     from mimbench.plan import make_plan
     from mimbench.precision import make_fabric, resolve_precision
 
+    _check_folder(request.out)
     precision = resolve_precision(request.precision)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
     fabric = make_fabric(precision) if together and not request.dry_run else None
@@ -140,6 +141,16 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
         summary = (executor or Local()).execute(plan, workshop, watch)
     files = _write_tables(request) if first else ()
     return Result(plan, summary, request.out, files, first=first)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError for a results folder that cannot be used, before any work starts."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "cannot be written" if there.is_dir() else "is not a folder"
+        raise UserError(f"cannot keep results in {folder}: {there} {problem}; name another folder with --out")
+    if folder.is_dir():
+        records.read_folder(folder)  # damaged or newer records stop the tables; better now than at the end
 
 
 def _open_data(request: Request, watch: Watch) -> Dataset:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import shutil
 import signal
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +57,18 @@ class Folder:
     def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """(exit status, stdout, stderr)"""
         return self.start(*arguments, **environment).end()
+
+    def launch(self, *arguments: str, processes: int) -> list[tuple[int, str, str]]:
+        """What ``run`` gives, for each process of a torchrun launch."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        started = []
+        for rank in map(str, range(processes)):
+            world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "RANK": rank}
+            address = {"LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            started.append(self.start(*arguments, **world, **address))
+        return [command.end() for command in started]
 
     def trainings(self) -> Counter:
         return Counter(self.starts.read_text().split()) if self.starts.exists() else Counter()
@@ -170,3 +184,30 @@ def test_one_failed_job_leaves_its_neighbours_and_is_told(folder):
     assert folder.run(*again)[0] == 0
     assert folder.trainings() == Counter(mae=2, random=1)
     assert {r.status for r in records.read_folder(results)} == {"done"}
+
+
+def test_processes_launched_together_do_each_job_together(folder):
+    run = (*RUN, "--methods=mae,random")
+    first, second = folder.launch(*run, processes=2)
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert folder.trainings() == Counter(mae=2, random=2)  # once in each process
+    assert re.search(r"mae .*\[\d+\.\d, \d+\.\d\]", first[1])
+    assert second[1] == ""  # one tells for all
+    assert "[1/4]" not in second[2]
+    together = hits(folder)
+    results = folder.path / "mimbench-results"
+    for record in folder.records("evaluate").values():
+        records.path_of(results, record.id).unlink()
+    shutil.rmtree(results / "features")
+    assert folder.run(*run)[0] == 0
+    assert hits(folder) == together  # each image was counted once, in its place
+
+
+def test_a_failure_does_not_leave_processes_waiting_for_each_other(folder):
+    ended = folder.launch(*RUN, "--batch-size=63", "--methods=mae,random", processes=2)
+    assert [status for status, _, _ in ended] == [1, 1]
+    failed = [r for r in records.read_folder(folder.path / "mimbench-results") if r.status == "failed"]
+    assert [r.error for r in failed] == [
+        "a batch size of 63 does not divide over 2 processes; take a multiple of their number"
+    ]
+    assert set(folder.records("evaluate")) == {"random"}
