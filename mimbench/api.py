@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from mimbench import records
 from mimbench.errors import UserError, unknown
@@ -220,14 +220,15 @@ def leaderboard(folder: str | Path = RESULTS, format: str | Sequence[str] = ("cs
 
 def write_leaderboard(folder: str | Path, format: str | Sequence[str]) -> list[Path]:
     """Write the tables of a results folder as files of the formats named; their paths."""
-    from mimbench.leaderboard import write
+    from mimbench.leaderboard import Format, write
 
     names = format.split(",") if isinstance(format, str) else format
-    formats = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
-    for name in formats:
-        if name not in ("csv", "html"):
-            raise unknown("format", name, ("csv", "html"))
-    return write(folder, formats)
+    formats: dict[Format, None] = {}
+    for name in filter(None, map(str.strip, names)):
+        if name not in get_args(Format):
+            raise unknown("format", name, get_args(Format))
+        formats[cast(Format, name)] = None
+    return write(folder, tuple(formats))
 
 
 def load_encoder(source: str | Path, out: str | Path = RESULTS, seed: int = 0) -> Encoder:

@@ -190,8 +190,9 @@ def _variant(
     if source == "method:None":
         raise UserError(f"{item.key} needs a tokenizer; give one as --tokenizer file:PATH or method:NAME")
     if kind == "file" and name:
-        found: Variant | TokenizerFile = _tokenizer_file(Path(name).expanduser())
-        more = {"tokenizer": f"sha256:{found.sha256[:8]}"}
+        file = _tokenizer_file(Path(name).expanduser())
+        found: Variant | TokenizerFile = file
+        more = {"tokenizer": f"sha256:{file.sha256[:8]}"}
         for setting in inner:
             raise UserError(f"{item.key}[{setting}]: the tokenizer comes from {name} and takes no settings")
     elif kind == "method" and name:

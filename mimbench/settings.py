@@ -43,7 +43,7 @@ def _parameters(cls: type) -> dict[str, tuple[Any, Any]]:
             annotations |= _resolve(own, vars(sys.modules[owner.__module__]))
         found = {name: (annotations[name], _field_default(field)) for name, field in fields.items()}
     else:
-        init = inspect.unwrap(cls.__init__)
+        init = inspect.unwrap(cls.__init__)  # type: ignore[misc]
         keyword_only = {
             name: parameter
             for name, parameter in inspect.signature(init).parameters.items()
