@@ -123,7 +123,9 @@ def _variant(entry: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _column(entry: Any) -> Column:
-    return Column(entry.protocol, entry.protocol_version, entry.fields, entry.metric, entry.summary)
+    return Column(
+        entry.protocol, entry.protocol_version, entry.fields, entry.metric or "result", entry.summary
+    )
 
 
 def _column_sets(entries: list[Any], first: Sequence[str]) -> list[tuple[Column, ...]]:
