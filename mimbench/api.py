@@ -109,6 +109,11 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
     precision = resolve_precision(request.precision)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
     fabric = make_fabric(precision) if together and not request.dry_run else None
+    if fabric and request.batch_size % fabric.world_size:
+        raise UserError(
+            f"a batch of {request.batch_size} cannot be shared evenly by {fabric.world_size} processes; "
+            "take a multiple of their number as --batch-size"
+        )
     first = fabric is None or fabric.is_global_zero
     watch = watch if first else Watch()
     data = _open_data(request, watch) if first else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,11 +23,16 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("stopped; run the same command again to go on", file=sys.stderr)
+            _tell("stopped; run the same command again to go on")
             raise SystemExit(130) from None
+
+
+def _tell(sentence: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # the processes of a torchrun launch end alike
+        print(sentence, file=sys.stderr)
 
 
 app = typer.Typer(

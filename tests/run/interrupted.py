@@ -1,7 +1,8 @@
 """``mimbench`` in a process of its own, with its trainings noted and an accident where the test wants one.
 
 STARTS: a file that gets a line for each training that starts. ACCIDENT: a signal that the process sends
-itself right after a checkpoint was written ("SIGKILL") or in the middle of a step ("SIGINT", "SIGTERM").
+itself right after a checkpoint was written ("SIGKILL") or in the middle of a step ("SIGINT", "SIGTERM"),
+or "verdict": an evaluation fails in the process that leads it.
 FILE_LIMIT: the largest file in bytes that the system lets it write, as on a full disk.
 """
 
@@ -14,10 +15,12 @@ import sys
 from typing import Any
 
 # What every run needs, loaded once by the server that the processes are forked from.
-from mimbench import checkpoint, evaluate, leaderboard, registry, report, train_step, work  # noqa: F401
+from mimbench import checkpoint, evaluate, leaderboard, registry, train_step, work  # noqa: F401
 from mimbench.cli import main
+from mimbench.protocol import EvaluationFailed
 
 pretrain, save, step = work.pretrain, checkpoint.save_checkpoint, train_step.TrainStep.__call__
+judge = evaluate._checked
 
 
 def _noted(method: Any, *arguments: Any, **options: Any) -> Any:
@@ -38,6 +41,13 @@ def _stepped(self: Any, *arguments: Any, **options: Any) -> Any:
     return step(self, *arguments, **options)
 
 
+def _judged(*arguments: Any) -> Any:
+    result = judge(*arguments)
+    if os.environ.get("ACCIDENT") == "verdict":
+        raise EvaluationFailed("the verdict got lost")
+    return result
+
+
 def mimbench(folder: str, arguments: list[str], environment: dict[str, str], out: str, err: str) -> None:
     """The command line in ``folder``, writing to the files ``out`` and ``err``."""
     os.chdir(folder)
@@ -48,6 +58,7 @@ def mimbench(folder: str, arguments: list[str], environment: dict[str, str], out
     sys.argv = ["mimbench", *arguments]
     work.pretrain, checkpoint.save_checkpoint = _noted, _saved
     train_step.TrainStep.__call__ = _stepped  # type: ignore[method-assign]
+    evaluate._checked = _judged
     if limit := environment.get("FILE_LIMIT"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     main()

@@ -58,7 +58,7 @@ class Folder:
         """(exit status, stdout, stderr)"""
         return self.start(*arguments, **environment).end()
 
-    def launch(self, *arguments: str, processes: int) -> list[tuple[int, str, str]]:
+    def launch(self, *arguments: str, processes: int, **environment: str) -> list[tuple[int, str, str]]:
         """What ``run`` gives, for each process of a torchrun launch."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ class Folder:
         for rank in map(str, range(processes)):
             world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "RANK": rank}
             address = {"LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            started.append(self.start(*arguments, **world, **address))
+            started.append(self.start(*arguments, **world, **address, **environment))
         return [command.end() for command in started]
 
     def trainings(self) -> Counter:
@@ -204,10 +204,18 @@ def test_processes_launched_together_do_each_job_together(folder):
 
 
 def test_a_failure_does_not_leave_processes_waiting_for_each_other(folder):
-    ended = folder.launch(*RUN, "--batch-size=63", "--methods=mae,random", processes=2)
+    ended = folder.launch(*RUN, "--methods=random", processes=2, ACCIDENT="verdict")
     assert [status for status, _, _ in ended] == [1, 1]
-    failed = [r for r in records.read_folder(folder.path / "mimbench-results") if r.status == "failed"]
-    assert [r.error for r in failed] == [
-        "a batch size of 63 does not divide over 2 processes; take a multiple of their number"
+    (failed,) = folder.records("evaluate").values()
+    assert (failed.status, failed.error) == ("failed", "the verdict got lost")
+    assert folder.run(*RUN, "--methods=random")[0] == 0
+
+
+def test_processes_that_cannot_share_a_batch_are_told_once(folder):
+    ended = folder.launch(*RUN, "--batch-size=63", processes=2)
+    assert [status for status, _, _ in ended] == [2, 2]
+    told = [line for _, _, err in ended for line in err.splitlines() if line.startswith("error: ")]
+    assert told == [
+        "error: a batch of 63 cannot be shared evenly by 2 processes; "
+        "take a multiple of their number as --batch-size"
     ]
-    assert set(folder.records("evaluate")) == {"random"}
