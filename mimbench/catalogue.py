@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mimbench import registry, settings
-from mimbench.spec import Card
+from mimbench.spec import Card, Role
 
 
 def _table(*columns: str, **options: object) -> Table:
@@ -42,14 +43,19 @@ def _settings(cls: type, key: str) -> RenderableType:
 
 def methods_table() -> RenderableType:
     """All methods and baselines, tokenizers last."""
-    table = _table("method", "name", "year", "scheme", "masking", "target", "external")
-    order = {"method": 0, "floor": 1, "ceiling": 2, "tokenizer": 3}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("method", "name", "year", "external"):
+        table.add_column(name, no_wrap=True)
+    for name in ("masking", "target"):
+        table.add_column(name, overflow="fold", min_width=11)
     cards = [cls.card for cls in registry.methods().values()]
-    for card in sorted(cards, key=lambda card: (order[card.role], card.key)):
-        role = "" if card.role == "method" else f" ({card.role})"
-        cells = (card.name + role, str(card.year or ""), card.scheme, card.masking, card.target)
-        external = "" if card.external == "none" else card.external
-        table.add_row(Text(card.key, style="bold"), *map(Text, (*cells, external)))
+    for role in get_args(Role):
+        table.add_section()
+        for card in (card for card in cards if card.role == role):
+            name = card.name if role == "method" else f"{card.name} ({role})"
+            about = (card.external, card.masking, card.target)
+            cells = (name, str(card.year or ""), *("" if text == "none" else text for text in about))
+            table.add_row(Text(card.key, style="bold"), *map(Text, cells))
     return Group(table, Text("mimbench methods show NAME tells all about one.", style="dim"))
 
 
@@ -57,7 +63,7 @@ def method_card(key: str) -> RenderableType:
     """Everything known of one method. Raises UnknownNameError."""
     cls = registry.find_method(key)
     card = cls.card
-    paper = ", ".join(part for part in (card.authors, card.paper, str(card.year or "")) if part)
+    paper = card.paper + (f" ({card.authors}, {card.year})" if card.authors else "")
     rows = [
         ("key", card.key),
         ("name", card.name),

@@ -191,16 +191,18 @@ def _show_plan(result: Result, console: Console) -> None:
     plan, done = result.plan, {job.id for job in result.summary.done}
     console.print(Text(plan.setting.label, style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (("job", "left"), ("id", "left"), ("state", "left"), ("images", "right")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("PFLOP", justify="right")
-    table.add_column("about", justify="right")
+    table.add_column("job", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for name in ("images", "PFLOP", "about"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if with_ids := console.width >= 100:
+        table.add_column("id", no_wrap=True, style="dim")
     for job in plan:
         cells = ["", "", ""]
         if estimate := result.estimates.get(job.id):
             cells = [f"{estimate.images:,.0f}", f"{estimate.flops / 1e15:.3g}", duration(estimate.seconds)]
         state = Text("done", style="green") if job.id in done else Text("to do")
-        table.add_row(Text(job.name), Text(job.id), state, *cells)
+        table.add_row(Text(job.name), state, *cells, *([job.id] if with_ids else []))
     console.print(table)
     left = len(plan) - len(done)
     total = duration(sum(estimate.seconds for estimate in result.estimates.values()))

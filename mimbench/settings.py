@@ -229,13 +229,17 @@ _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "a mul
 
 
 def _allowed(info: FieldInfo) -> str:
+    return _type_text(info.annotation) + _bounds(info)
+
+
+def _bounds(info: FieldInfo) -> str:
     bounds = [
         f"{sign} {getattr(bound, name):g}"
         for bound in info.metadata
         for name, sign in _BOUNDS.items()
         if getattr(bound, name, None) is not None
     ]
-    return " ".join([_type_text(info.annotation), *[", ".join(bounds)] * bool(bounds)])
+    return " " + ", ".join(bounds) if bounds else ""
 
 
 def _type_text(annotation: Any) -> str:
@@ -243,7 +247,7 @@ def _type_text(annotation: Any) -> str:
     if origin is typing.Literal:
         return " | ".join(map(show, inner))
     if origin is typing.Annotated:
-        return _type_text(inner[0])
+        return _type_text(inner[0]) + "".join(_bounds(i) for i in inner[1:] if isinstance(i, FieldInfo))
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(_type_text, inner))
     if origin in (tuple, list):

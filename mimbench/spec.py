@@ -151,6 +151,10 @@ class Setting(Spec):
     batch_size: int = Field(gt=0)  # effective: over accumulation and processes
     precision: Literal["fp32", "bf16", "fp16"]
 
+    def identity(self) -> dict[str, Any]:
+        """What decides results: all but the dataset's name, which a moved folder changes."""
+        return {name: value for name, value in self.content().items() if name != "data"}
+
     @property
     def label(self) -> str:
         return (
@@ -169,10 +173,10 @@ class Job(Frozen):
 
     @property
     def id(self) -> str:
-        """A hash of all that decides the result; the dataset's name does not, its fingerprint does."""
+        """A hash of all that decides the result."""
         content = dict(self.content)
         if "setting" in content:
-            content["setting"] = {k: v for k, v in content["setting"].items() if k != "data"}
+            content["setting"] = Setting.model_validate(content["setting"]).identity()
         return content_hash({"kind": self.kind, "content": content, "needs": sorted(self.needs)})
 
 

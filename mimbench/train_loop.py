@@ -85,7 +85,7 @@ class Run:
                 "version": method.card.version,
                 "settings": dict(method.settings),
                 "recipe": recipe.content(),
-                "setting": setting.content(),
+                "setting": setting.identity(),
                 "seed": seed,
                 "data": dataset.fingerprint,
             }

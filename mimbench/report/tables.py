@@ -15,7 +15,7 @@ from mimbench import records, stats
 from mimbench.errors import UserError
 from mimbench.report.conflicts import refuse_two_answers
 from mimbench.report.costs import COSTS, NAN
-from mimbench.spec import Setting
+from mimbench.spec import Setting, canonical
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,19 @@ class Table:
 def build(frame: pd.DataFrame, protocols: Sequence[str] = ()) -> list[Table]:
     """The tables of ``leaderboard.tables``."""
     found = []
-    for setting, group in frame.groupby("setting", sort=True):
+    groups = frame.groupby(frame["setting"].map(_identity))
+    for _, group in sorted(groups, key=lambda pair: pair[1]["setting"].min()):
         entries = list(group.itertuples(index=False))
         refuse_two_answers(entries)
         for place, columns in enumerate(_column_sets(entries, protocols)):
-            content = Setting.model_validate(json.loads(str(setting)))
-            found.append(_table(content, columns, entries, main=place == 0))
+            setting = Setting.model_validate_json(entries[0].setting)
+            found.append(_table(setting, columns, entries, main=place == 0))
     return _with_differences(found)
+
+
+def _identity(setting: str) -> str:
+    """The same for settings that differ in the name of the data only."""
+    return canonical(Setting.model_validate_json(setting).identity())
 
 
 def _variant(entry: Any) -> tuple[str, tuple[int, ...]]:

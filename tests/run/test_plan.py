@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mimbench import registry
@@ -215,3 +216,27 @@ def test_a_mistake_is_one_clear_sentence_before_any_work(plan, given, says):
         plan(**given)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_results_of_a_renamed_folder_stay_in_their_table(tmp_path):
+    from mimbench import leaderboard, records
+    from mimbench.spec import Record
+
+    from .pieces import SETTING
+
+    (tmp_path / "records").mkdir()
+    for i, (method, name) in enumerate([("mae", "parquet:before"), ("beit", "parquet:after")]):
+        content = {
+            "method": method, "variant": method, "settings": {}, "method_version": 1, "role": "method",
+            "external": "none", "protocol": "knn", "protocol_version": 1, "fields": {}, "seed": 0,
+            "setting": {**SETTING.content(), "data": name},
+        }  # fmt: skip
+        hits = records.pack_hits(np.array([True, False]))
+        times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:00+00:00"}
+        record = Record(
+            id=f"{i:016x}", kind="evaluate", name=method, status="done", content=content,
+            metrics={"top1": 0.5}, outcomes=hits, **times,
+        )  # fmt: skip
+        records.write(tmp_path, record)
+    (table,) = leaderboard.tables(leaderboard.load(tmp_path))
+    assert {row.variant for row in table.rows} == {"mae", "beit"}

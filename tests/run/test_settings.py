@@ -27,7 +27,7 @@ class Masked:
         depth: Annotated[int, Field(ge=1)] = 8,
         norm_pix: bool = True,
         loss: Literal["l1", "l2"] = "l2",
-        scales: tuple[float, ...] = (1, 2),
+        scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=3)] = (1, 2),
         limit: int | None = None,
         num_classes: int = 0,
         tokenizer: Any = None,
@@ -182,5 +182,5 @@ def test_ranges_are_shown_to_people():
     assert shown["depth"] == ("8", "whole number ≥ 1")
     assert shown["norm_pix"] == ("true", "true | false")
     assert shown["loss"] == ("l2", "l1 | l2")
-    assert shown["scales"] == ("[1,2]", "list of number")
+    assert shown["scales"] == ("[1,2]", "list of number > 0")
     assert shown["limit"] == ("null", "whole number | null")
