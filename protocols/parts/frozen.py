@@ -1,4 +1,4 @@
-"""Frozen features and labels as tensors, where the encoder is."""
+"""Frozen features and labels as tensors, and their standardisation."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 def read(
     encoder: Encoder, data: Dataset, around: Surroundings, readouts: Sequence[Readout], split: Split
 ) -> dict[Readout, Tensor]:
-    """Features float32 [N, D] of each readout on the encoder's device."""
+    """Features float32 [N, D] of each readout, where protocols compute."""
     arrays = around.features.get(
         encoder, split, readouts, crop_pct=data.defaults.crop_pct, report=around.report
     )
-    device = encoder.mean.device  # after the store has put the encoder where it computes
+    device = _device(encoder)  # asked after the store has put the encoder where it computes
     return {readout: torch.from_numpy(np.asarray(array)).to(device) for readout, array in arrays.items()}
 
 
 def labels_of(split: Split, encoder: Encoder) -> Tensor:
-    """Labels int64 [N] on the encoder's device."""
+    """Labels int64 [N], where protocols compute."""
     assert split.labels is not None, "Protocol.check refuses unlabelled data"
-    return torch.from_numpy(np.ascontiguousarray(split.labels, np.int64)).to(encoder.mean.device)
+    return torch.from_numpy(np.ascontiguousarray(split.labels, np.int64)).to(_device(encoder))
+
+
+def _device(encoder: Encoder) -> torch.device:
+    """The encoder's, unless that has no float64 (Apple's), which statistics and votes are summed in."""
+    device = encoder.mean.device
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def layer_at(share: float, depth: int) -> int:
     """The block after ``share`` of ``depth`` blocks, counted from the end: 3/4 of 12 is the 9th, -4."""
     return max(1, int(share * depth)) - depth - 1
-
-
-def top(logits: Tensor, labels: Tensor, k: int) -> np.ndarray:
-    """Whether the label is among the ``k`` highest logits, bool [N]; of equals the lower class is higher."""
-    ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return (ranked == labels[:, None]).any(1).cpu().numpy()
 
 
 class Standard(NamedTuple):

@@ -2,7 +2,7 @@
 
 Each is what ``nn.Linear``, cross-entropy and ``torch.optim.SGD`` make of it; none touches another. All
 that read the same input share its gathering, its standardisation and one matrix product, and the gradient
-of softmax regression is written out, so a step has a dozen calls however many candidates there are.
+of softmax regression is written out: a step has a few calls an input, however many candidates there are.
 """
 
 from __future__ import annotations
@@ -172,13 +172,23 @@ class LinearHeads:
         return Score(accuracy[inverse].tolist(), loss[inverse].tolist())
 
     @torch.no_grad()
-    def logits(self, head: int, features: Features) -> Tensor:
+    def logits(self, head: int, features: Features, rows: slice = slice(None)) -> Tensor:
         """Logits [M, classes] of one head. features: [M, D] of each part of its readout."""
         total = self.bias(head)
         for part, weight in self.weights(head).items():
-            x = self._input(part, self.heads[head].batch_norm, features, slice(None))
-            total = total + x @ weight.T
+            total = total + self._input(part, self.heads[head].batch_norm, features, rows) @ weight.T
         return total
+
+    def ranks(self, head: int, features: Features, labels: Tensor, block: int = 4096) -> np.ndarray:
+        """The place of the true class in a head's order, 0 the first, int64 [M]; of equals the lower."""
+        every_class = torch.arange(self.classes, device=labels.device)
+        found = []
+        for first in range(0, len(labels), block):
+            rows = slice(first, first + block)
+            logits, label = self.logits(head, features, rows), labels[rows, None]
+            own = logits.gather(1, label)
+            found.append(((logits > own) | ((logits == own) & (every_class < label))).sum(1))
+        return torch.cat(found).cpu().numpy()
 
     def weights(self, head: int) -> dict[Readout, Tensor]:
         """A head's weights [classes, D] for each part of its readout; of the standardised features if any."""

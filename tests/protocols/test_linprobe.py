@@ -166,6 +166,10 @@ def test_scores_are_those_of_the_logits_in_any_block_size():
     for i in range(len(probe.heads)):
         logits = probe.logits(i, train)
         assert score.accuracy[i] == (logits.argmax(1) == labels).double().mean().item()
+        np.testing.assert_array_equal(
+            probe.ranks(i, train, labels, block=70),
+            (logits.argsort(dim=1, descending=True, stable=True) == labels[:, None]).int().argmax(1),
+        )
         assert score.loss[i] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
@@ -200,7 +204,7 @@ def test_what_a_backbone_lacks_falls_away_and_it_is_said(tmp_path):
 
 def test_if_everything_diverges_it_is_a_failure_and_not_a_number(tmp_path):
     with pytest.raises(EvaluationFailed, match="could be fitted"):
-        LinearProbe(lr=(1e38,), min_steps=20).evaluate(toy_encoder(), ToyDataset(), around(tmp_path))
+        LinearProbe(lr=(1e38,), min_steps=200).evaluate(toy_encoder(), ToyDataset(), around(tmp_path))
 
 
 @pytest.mark.parametrize(("classes", "has"), [(5, False), (6, True)])
