@@ -124,6 +124,8 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
     plan = make_plan(request, data, precision)
     ledger = Ledger(request.out)
     done = ledger.done(plan)
+    if fabric is not None:
+        done = fabric.broadcast(done)  # other processes may write meanwhile; all of these must agree
     left = [job for job in plan if job.id not in done]
 
     workshop = None

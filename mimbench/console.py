@@ -70,7 +70,12 @@ class Lines(Watch):
         if now - self.said < PLAIN_SECONDS:
             return
         self.said = now
-        self._say(f"{self.job}  {progress.stage} {progress.done:.0%}  {facts(progress)}".strip())
+        self._say(f"{self._doing(progress)} {progress.done:.0%}  {facts(progress)}".strip())
+
+    def _doing(self, progress: Progress) -> str:
+        """``[2/12] mae · knn · seed 0  extracting features``; the stage where the name does not say it."""
+        stage = "" if progress.stage in self.job else f"  {progress.stage}"
+        return f"{self.job or 'getting ready'}{stage}"
 
     def finish(self, job: Job, record: Record) -> None:
         self._say(self._result(record))
@@ -111,12 +116,15 @@ class LiveLine(Lines):
         if time.monotonic() - self.drawn < REDRAW_SECONDS and progress.done < 1:
             return
         self.drawn = time.monotonic()
-        line = Table.grid(padding=(0, 1), expand=False)
+        told, bar = facts(progress), 20 if self.console.width >= 100 else 8
+        name = Text(self._doing(progress))
+        name.truncate(max(self.console.width - bar - len(told) - 8, 12), overflow="ellipsis")
+        line = Table.grid(padding=(0, 1))
         line.add_row(
-            Text(f"{self.job or 'getting ready'}  {progress.stage}", no_wrap=True, overflow="ellipsis"),
-            ProgressBar(total=1, completed=progress.done, width=20),
+            name,
+            ProgressBar(total=1, completed=progress.done, width=bar),
             Text(f"{progress.done:4.0%}", style="bold"),
-            Text(facts(progress), no_wrap=True, overflow="ellipsis"),
+            Text(told, no_wrap=True, overflow="ellipsis"),
         )
         self.live.start()
         self.live.update(line, refresh=True)

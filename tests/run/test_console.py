@@ -61,12 +61,12 @@ def test_plain_lines_come_every_ten_seconds_and_not_more(clock):
     lines.start(JOB, 2, 12)
     for _ in range(250):
         clock.now += 0.1
-        lines.progress(Progress("pre-training", 0.5, rate=100, loss=0.5, seconds_left=30))
+        lines.progress(Progress("warming up", 0.5, rate=100, loss=0.5, seconds_left=30))
     clock.now += 3
     lines.finish(JOB, ended(cost={"images_per_second": 99.0}))
     said = file.getvalue().splitlines()
     assert said[0] == "[2/12] mae · pretrain"
-    assert said[1:3] == ["[2/12] mae · pretrain  pre-training 50%  100 images/s · loss 0.5 · 30 s left"] * 2
+    assert said[1:3] == ["[2/12] mae · pretrain  warming up 50%  100 images/s · loss 0.5 · 30 s left"] * 2
     assert said[3:] == ["[2/12] mae · pretrain  done in 28 s · 99 images/s"]
 
 
@@ -111,3 +111,15 @@ def test_colours_stay_out_where_nobody_wants_them(clock, monkeypatch):
 
 def test_in_a_pipe_nothing_moves():
     assert type(watch_on(Console(file=io.StringIO()))) is Lines
+
+
+def test_on_a_narrow_terminal_the_figures_stay_readable(clock):
+    file = io.StringIO()
+    live = LiveLine(Console(file=file, width=72, force_terminal=True))
+    live.start(job("pretrain", "mae[decoder_depth=2,mask_ratio=0.9,norm_pix=false]"), 2, 12)
+    clock.now += 1
+    live.progress(Progress("pretrain", 0.25, rate=100, loss=0.5, seconds_left=30))
+    live.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "25% 100 images/s · loss 0.5 · 30 s left" in text
+    assert all(len(line) <= 72 for line in re.split(r"[\r\n]", text))
