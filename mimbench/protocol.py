@@ -56,7 +56,10 @@ class Protocol:
     def check(self, data: Dataset) -> None:
         """Raise UserError for what cannot work on this data (labels, sizes), before any work starts."""
         if data.classes is None:
-            raise UserError(f"{self.key} needs labels, {data.name} has none; give labelled data")
+            raise UserError(
+                f"{self.key} needs labels, {data.name} has none; give labelled data, "
+                "or --protocol none to pre-train only"
+            )
         if len(data.classes) < 2:
             raise UserError(f"{self.key} needs at least 2 classes, {data.name} has {len(data.classes)}")
 

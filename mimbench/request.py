@@ -29,7 +29,9 @@ class Request(Frozen):
     methods: tuple[str, ...] = Field(
         description="Methods, with settings in brackets for variants: 'mae,mae[mask_ratio=0.5],beit'."
     )
-    protocol: tuple[str, ...] = Field(("linprobe",), description="Evaluation protocols: 'linprobe,knn'.")
+    protocol: tuple[str, ...] = Field(
+        ("linprobe",), description="Evaluation protocols: 'linprobe,knn'; 'none' to pre-train only."
+    )
     data: str = Field(
         "digits",
         description="digits, imagefolder:PATH, parquet:PATH, cifar10:PATH, imagenet:PATH or hf:NAME.",
@@ -86,6 +88,11 @@ class Request(Frozen):
             ]
         return value
 
+    @field_validator("protocol")
+    @classmethod
+    def _no_protocol(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return () if value == ("none",) else value
+
     @field_validator("set", mode="before")
     @classmethod
     def _assignments(cls, value: Any) -> Any:
@@ -109,7 +116,7 @@ class Request(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Request:
-        for name in ("methods", "protocol", "seeds"):
+        for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"{name} is empty; name at least one")
         if min(self.seeds) < 0:

@@ -173,6 +173,9 @@ def test_without_labels_there_is_no_ceiling_and_no_probe(plan, without_labels):
         plan("mae", data=without_labels, protocol="knn")
     with pytest.raises(UserError, match="supervised needs labels"):
         plan("mae,supervised", data=without_labels)
+    only = plan("mae", data=without_labels, protocol="none")
+    assert variants(only) == ["random", "pixels", "mae"]
+    assert {job.kind for job in only} == {"pretrain"}
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_an_option_given_at_its_default_overrides_the_file_too(asked, tmp_path):
         ({"sedes": 1}, "no option of a run is called 'sedes'; did you mean seeds"),
         ({"methods": None}, "methods are missing"),
         ({"methods": ""}, "methods is empty"),
-        ({"protocol": []}, "protocol is empty"),
+        ({"seeds": []}, "seeds is empty"),
         ({"seeds": "first"}, "seeds=first: must be a valid integer"),
         ({"seeds": [-1]}, "must not be negative"),
         ({"epochs": 0}, "epochs=0: must be greater than 0"),
