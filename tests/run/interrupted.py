@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 # What every run needs, loaded once by the server that the processes are forked from.
-from mimbench import checkpoint, evaluate, leaderboard, registry, train_step, work  # noqa: F401
+from mimbench import checkpoint, evaluate, registry, train_step, work  # noqa: F401
 from mimbench.cli import main
 from mimbench.protocol import EvaluationFailed
 

@@ -222,7 +222,8 @@ def test_a_mistake_is_one_clear_sentence_before_any_work(plan, given, says):
 
 
 def test_results_of_a_renamed_folder_stay_in_their_table(tmp_path):
-    from mimbench import leaderboard, records
+    from mimbench import records
+    from mimbench.leaderboard import load, tables
     from mimbench.spec import Record
 
     from .pieces import SETTING
@@ -241,5 +242,5 @@ def test_results_of_a_renamed_folder_stay_in_their_table(tmp_path):
             metrics={"top1": 0.5}, outcomes=hits, **times,
         )  # fmt: skip
         records.write(tmp_path, record)
-    (table,) = leaderboard.tables(leaderboard.load(tmp_path))
+    (table,) = tables(load(tmp_path))
     assert {row.variant for row in table.rows} == {"mae", "beit"}
