@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mimbench import registry, settings
 from mimbench.errors import UserError, unknown
 from mimbench.recipes import recipe_for
-from mimbench.spec import Job, Setting
+from mimbench.spec import Budget, Job, Setting
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset
@@ -118,7 +118,7 @@ def make_plan(request: Request, data: Dataset, precision: str) -> Plan:
         fingerprint=data.fingerprint,
         image_size=request.image_size or data.defaults.image_size,
         backbone=request.backbone or data.defaults.backbone,
-        budget=request.budget,
+        budget=request.budget or Budget(unit="epochs", amount=data.defaults.epochs),
         recipe=request.recipe,
         batch_size=request.batch_size,
         precision=precision,

@@ -18,7 +18,6 @@ from mimbench.spec import Budget, Frozen
 
 RESULTS = Path("mimbench-results")
 BUDGETS = ("epochs", "images", "flops", "hours")
-DEFAULT_BUDGET = Budget(unit="epochs", amount=100)
 
 
 class Request(Frozen):
@@ -43,7 +42,7 @@ class Request(Frozen):
         None, gt=0, description="Side of the square images in pixels; the dataset's by default."
     )
     epochs: float | None = Field(
-        None, gt=0, description=f"Pre-training budget in epochs; {DEFAULT_BUDGET} unless a budget is given."
+        None, gt=0, description="Pre-training budget in epochs; the dataset's (100, digits 40) by default."
     )
     images: float | None = Field(None, gt=0, description="Pre-training budget in images seen.")
     flops: float | None = Field(None, gt=0, description="Pre-training budget in floating-point operations.")
@@ -132,11 +131,12 @@ class Request(Frozen):
         return self
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> Budget | None:
+        """The budget that was asked for; None leaves it to the dataset."""
         for unit in BUDGETS:
             if (amount := getattr(self, unit)) is not None:
                 return Budget(unit=unit, amount=amount)
-        return DEFAULT_BUDGET
+        return None
 
 
 def make_request(given: Mapping[str, Any]) -> Request:

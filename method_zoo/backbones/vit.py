@@ -24,7 +24,7 @@ from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 
 SIZES: dict[str, dict[str, int]] = {
-    "micro": {"embed_dim": 96, "depth": 6, "num_heads": 3},  # for images of a few hundred pixels
+    "micro": {"embed_dim": 64, "depth": 4, "num_heads": 2},  # for images of a few hundred pixels
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},  # DeiT (arXiv:2012.12877), as small
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv:2010.11929), as large

@@ -55,7 +55,7 @@ def test_digits_are_sklearns_pixels_in_full_range_with_their_own_labels():
 
 def test_digits_defaults_fit_their_size_and_never_mirror_a_digit():
     data = open_dataset("digits")
-    assert (data.defaults.image_size, data.defaults.backbone) == (16, "vit_micro_patch2")
+    assert (data.defaults.image_size, data.defaults.backbone) == (16, "vit_micro_patch4")
     assert data.defaults.crop_pct == 1.0
     assert data.defaults.flip is False
     assert data.classes == tuple("0123456789")

@@ -271,7 +271,7 @@ def test_mae_weights_start_in_xaviers_range_as_one_matrix() -> None:
             assert 0.98 * bound < module.weight.abs().max() <= bound
             assert not module.bias.any()
     assert 0.01 < backbone.cls_token.std() < 0.03
-    bound = math.sqrt(6 / (96 + 48))
+    bound = math.sqrt(6 / (backbone.embed_dim + 48))
     assert 0.98 * bound < backbone.patch_embed.proj.weight.abs().max() <= bound
 
 
@@ -282,7 +282,7 @@ def test_beit_weights_start_small_and_smaller_with_depth() -> None:
         for projection in (block.attn.proj, block.mlp.fc2):
             assert projection.weight.abs().max().item() * scale == pytest.approx(0.02, rel=0.01)
         assert block.attn.qkv.weight.abs().max().item() == pytest.approx(0.02, rel=0.01)
-        assert torch.equal(block.ls1.gamma, torch.full((96,), 0.1))
+        assert torch.equal(block.ls1.gamma, torch.full((backbone.embed_dim,), 0.1))
     assert not backbone.rel_pos[0].relative_position_bias_table.any()
 
 

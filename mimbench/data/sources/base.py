@@ -22,6 +22,7 @@ class DataDefaults:
     backbone: str = "vit_small_patch16"
     crop_pct: float = 0.875  # share of the resized short side that evaluation crops
     flip: bool = True  # False where a mirrored image means something else, such as a digit
+    epochs: float = 100  # of pre-training
 
 
 class Units:

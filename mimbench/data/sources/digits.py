@@ -48,6 +48,8 @@ def digits(argument: str = "") -> Listing:
         name="digits",
         parts={"train": part},
         classes=tuple("0123456789"),
-        defaults=DataDefaults(image_size=16, backbone="vit_micro_patch2", crop_pct=1.0, flip=False),
+        defaults=DataDefaults(
+            image_size=16, backbone="vit_micro_patch4", crop_pct=1.0, flip=False, epochs=40
+        ),
         held_out=(0.1, 0.2),  # a tenth for test would leave 180 digits and an interval of 8 points
     )
