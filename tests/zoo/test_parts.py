@@ -93,7 +93,7 @@ def test_decoding_visible_then_hidden_is_decoding_in_raster_order() -> None:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ("micro", (64, 4, 2)),
+        ("micro", (32, 3, 1)),
         ("tiny", (128, 8, 4)),
         ("small", (256, 8, 8)),
         ("base", (512, 8, 16)),
