@@ -136,6 +136,11 @@ def test_readme_lists_every_method_protocol_and_dataset():
     assert set(registry.datasets()) <= named
 
 
+def test_readme_says_how_long_the_default_trains():
+    epochs = registry.datasets()["digits"]("").defaults.epochs
+    assert f"for {epochs:g} epochs" in README
+
+
 def test_readme_lists_every_benchmark():
     for script in (ROOT / "benchmarks").glob("*.py"):
         assert f"`{script.name}`" in README
