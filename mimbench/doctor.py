@@ -215,7 +215,7 @@ def _storage(results: Path) -> Iterator[Check]:
     from mimbench.data.cache import cache_folder
 
     try:
-        yield _disk("cache folder", cache_folder(), "set MIMBENCH_CACHE to a folder on a larger disk")
+        yield _disk("cache folder", cache_folder("data"), "set MIMBENCH_CACHE to a folder on a larger disk")
     except UserError as error:
         yield Check("storage", "cache folder", "missing", str(error), "set MIMBENCH_CACHE")
     yield _disk("results folder", results.absolute(), "name another with --out")

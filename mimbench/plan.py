@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench import registry, settings
+from mimbench.download import fetch
 from mimbench.errors import UserError, unknown
 from mimbench.recipes import recipe_for
 from mimbench.spec import Budget, Job, Setting
@@ -189,8 +190,8 @@ def _variant(
     kind, _, name = source.partition(":")
     if source == "method:None":
         raise UserError(f"{item.key} needs a tokenizer; give one as --tokenizer file:PATH or method:NAME")
-    if kind == "file" and name:
-        file = _tokenizer_file(Path(name).expanduser())
+    if kind in ("file", "http", "https") and name:
+        file = _tokenizer_file(Path(name).expanduser() if kind == "file" else fetch(source))
         found: Variant | TokenizerFile = file
         more = {"tokenizer": f"sha256:{file.sha256[:8]}"}
         for setting in inner:
@@ -202,7 +203,9 @@ def _variant(
         if name != cls.default_tokenizer:
             more["tokenizer"] = source
     else:
-        raise UserError(f"--tokenizer {source}: write file:PATH for weights or method:NAME for one to train")
+        raise UserError(
+            f"--tokenizer {source}: write file:PATH or https://… for weights, method:NAME for one to train"
+        )
     return Variant(cls, parsed, settings.label(item.key, cls, parsed, more), found)
 
 

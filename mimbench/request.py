@@ -64,7 +64,8 @@ class Request(Frozen):
         {}, description="Settings for all variants of a method or for a protocol: mae.mask_ratio=0.9."
     )
     tokenizer: str | None = Field(
-        None, description="For methods with one: file:PATH or method:NAME; trained on the data by default."
+        None,
+        description="For methods with one: file:PATH, https://… or method:NAME (default: trained on the data).",
     )
     baselines: bool = Field(
         True, description="Add floor and ceiling rows: random, pixels and (with labels) supervised."

@@ -1,4 +1,4 @@
-"""The folder for what can be built again: readings of files, and prepared pixels."""
+"""The folder for what can be had again: readings of files, prepared pixels, fetched weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mimbench.errors import UserError
+from mimbench.files import FULL
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-
-def cache_folder(cache: Path | None = None) -> Path:
-    """``cache``, else $MIMBENCH_CACHE, else ~/.cache/mimbench; in it the folder ``data``, created."""
+def cache_folder(kind: str, cache: Path | None = None) -> Path:
+    """``cache``, else $MIMBENCH_CACHE, else ~/.cache/mimbench; in it the folder ``kind``, created."""
     root = cache or os.environ.get("MIMBENCH_CACHE") or Path.home() / ".cache" / "mimbench"
-    folder = Path(root).expanduser() / "data"
+    folder = Path(root).expanduser() / kind
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -31,7 +30,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise UserError(
                 f"there is no room left in {folder} ({os.strerror(error.errno or 0)}); free some, or set "
                 "MIMBENCH_CACHE to a folder on a larger disk; what was finished before is kept"

@@ -62,7 +62,7 @@ def check(
     Raises UserError only where there is nothing to look at: an unknown source, a wrong path, no images.
     """
     found = listing(spec)
-    folder = cache_folder(cache)
+    folder = cache_folder("data", cache)
     scans = {name: scan(part, folder, report) for name, part in found.parts.items()}
     broken = broken_images(found, scans)
     facts: dict[str, Any] = {

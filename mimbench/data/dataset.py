@@ -191,7 +191,7 @@ def open_dataset(
     """
     found = listing(spec)
     require_two_classes(found)
-    folder = cache_folder(cache)
+    folder = cache_folder("data", cache)
     scans = {name: scan(part, folder, report) for name, part in found.parts.items()}
     broken = broken_images(found, scans)
     if broken and not skip_broken:

@@ -135,6 +135,16 @@ def test_a_given_tokenizer_counts_by_its_content(plan, tmp_path):
     assert list(a.tokenizer_files.values()) == [Path(tmp_path / "a.pt")]
 
 
+def test_a_tokenizer_named_by_its_address_is_the_file_behind_it(plan, tmp_path, monkeypatch):
+    (tmp_path / "dvae.pt").write_bytes(b"weights")
+    address = "https://example.org/dvae.pt"
+    monkeypatch.setattr("mimbench.plan.fetch", {address: tmp_path / "dvae.pt"}.__getitem__)
+    from_web, from_disk = (
+        plan("beit", tokenizer=source, baselines=False) for source in (address, f"file:{tmp_path}/dvae.pt")
+    )
+    assert ids(from_web) == ids(from_disk)
+
+
 def test_floor_and_ceiling_stand_beside_the_methods(plan):
     assert variants(plan("mae")) == ["random", "pixels", "mae", "supervised"]
     assert variants(plan("mae", baselines=False)) == ["mae"]
@@ -210,7 +220,10 @@ def test_without_labels_there_is_no_ceiling_and_no_probe(plan, without_labels):
             {"methods": "beit", "tokenizer": "method:vqva"},
             "no tokenizer is called 'vqva'; did you mean vqvae",
         ),
-        ({"methods": "beit", "tokenizer": "dvae.pt"}, "write file:PATH for weights or method:NAME"),
+        (
+            {"methods": "beit", "tokenizer": "dvae.pt"},
+            "write file:PATH or https://… for weights, method:NAME",
+        ),
         ({"protocol": "knn", "set": ["knn.k=5000"]}, "knn.k=5000 asks for more neighbours than"),
     ],
 )
