@@ -49,16 +49,16 @@ class Result:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The records of this run, one row each (``mimbench.leaderboard.load``)."""
-        from mimbench.leaderboard import load
+        """The records of this run, one row each (``mimbench.board.load``)."""
+        from mimbench.board import load
 
         frame = load(self.folder)
         return frame[frame["record"].isin([job.id for job in self.plan])]
 
     @property
     def table(self) -> pd.DataFrame:
-        """The leaderboard of this run, one row a variant and protocol (``mimbench.leaderboard.summary``)."""
-        from mimbench.leaderboard import summary, tables
+        """The leaderboard of this run, one row a variant and protocol (``mimbench.board.summary``)."""
+        from mimbench.board import summary, tables
 
         return summary(tables(self.frame))
 
@@ -206,7 +206,7 @@ def _check_builds(plan: Plan, workshop: Workshop, done: Collection[str]) -> None
 
 
 def _write_tables(request: Request) -> tuple[Path, ...]:
-    from mimbench.leaderboard import write
+    from mimbench.board import write
 
     if not any((request.out / "records").iterdir()):
         return ()
@@ -219,7 +219,7 @@ def leaderboard(folder: str | Path = RESULTS, format: str | Sequence[str] = ("cs
     format: "csv", "html" or both; an empty one writes nothing. Raises UserError where there is no results
     folder, a record is damaged or newer, or two records answer for one cell.
     """
-    from mimbench.leaderboard import load, summary, tables
+    from mimbench.board import load, summary, tables
 
     write_leaderboard(folder, format)
     return summary(tables(load(folder)))
@@ -227,7 +227,7 @@ def leaderboard(folder: str | Path = RESULTS, format: str | Sequence[str] = ("cs
 
 def write_leaderboard(folder: str | Path, format: str | Sequence[str]) -> list[Path]:
     """Write the tables of a results folder as files of the formats named; their paths."""
-    from mimbench.leaderboard import Format, write
+    from mimbench.board import Format, write
 
     names = format.split(",") if isinstance(format, str) else format
     formats: dict[Format, None] = {}

@@ -163,7 +163,7 @@ def show_result(result: Result, request: Request, console: Console) -> None:
     if request.dry_run:
         _show_plan(result, console)
         return
-    from mimbench.leaderboard import console_tables
+    from mimbench.board import console_tables
 
     for table in console_tables(result.frame, width=console.width, protocols=request.protocol):
         console.print(table)
@@ -178,7 +178,7 @@ def show_result(result: Result, request: Request, console: Console) -> None:
 
 def show_tables(folder: Path, files: Sequence[Path], console: Console) -> None:
     """All tables of a results folder, and where their files lie."""
-    from mimbench.leaderboard import console_tables, load
+    from mimbench.board import console_tables, load
 
     tables = console_tables(load(folder), width=console.width)
     for table in tables:

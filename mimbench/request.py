@@ -65,7 +65,7 @@ class Request(Frozen):
     )
     tokenizer: str | None = Field(
         None,
-        description="For methods with one: file:PATH, https://… or method:NAME (default: trained on the data).",
+        description="file:PATH, https://… or method:NAME, for methods with one (default: trained here).",
     )
     baselines: bool = Field(
         True, description="Add floor and ceiling rows: random, pixels and (with labels) supervised."

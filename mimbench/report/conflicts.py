@@ -11,7 +11,7 @@ from mimbench.errors import UserError
 def refuse_two_answers(entries: list[Any]) -> None:
     """Raise UserError where two records answer for one cell, or one row and seed mixes two weights.
 
-    entries: rows of ``leaderboard.load`` of one setting.
+    entries: rows of ``board.load`` of one setting.
     """
     answers: dict[tuple, Any] = {}
     weights: dict[tuple, Any] = {}

@@ -107,7 +107,7 @@ class Table:
 
 
 def build(frame: pd.DataFrame, protocols: Sequence[str] = ()) -> list[Table]:
-    """The tables of ``leaderboard.tables``."""
+    """The tables of ``board.tables``."""
     found = []
     groups = frame.groupby(frame["setting"].map(_identity))
     for _, group in sorted(groups, key=lambda pair: pair[1]["setting"].min()):

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from mimbench.leaderboard import write
+from mimbench.board import write
 
 from .synthetic import COST, Board
 

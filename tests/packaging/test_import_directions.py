@@ -18,7 +18,7 @@ WITHOUT_TORCH = [
     "mimbench.settings",
     "mimbench.records",
     "mimbench.stats",
-    "mimbench.leaderboard",
+    "mimbench.board",
     "mimbench.report",
     "mimbench.request",
     "mimbench.registry",

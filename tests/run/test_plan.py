@@ -236,7 +236,7 @@ def test_a_mistake_is_one_clear_sentence_before_any_work(plan, given, says):
 
 def test_results_of_a_renamed_folder_stay_in_their_table(tmp_path):
     from mimbench import records
-    from mimbench.leaderboard import load, tables
+    from mimbench.board import load, tables
     from mimbench.spec import Record
 
     from .pieces import SETTING

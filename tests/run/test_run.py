@@ -87,7 +87,7 @@ def folder(tmp_path, cache) -> Folder:
 def _server():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        Command.server.set_forkserver_preload(["run.interrupted", "mimbench.leaderboard", "lightning_fabric"])
+        Command.server.set_forkserver_preload(["run.interrupted", "mimbench.board", "lightning_fabric"])
         yield
 
 

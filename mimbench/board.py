@@ -12,11 +12,9 @@ DataFrame, ``write`` the CSV and HTML files. Imports no torch. The rules a table
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -28,7 +26,6 @@ from mimbench.files import make_folder, write_atomically
 from mimbench.report.costs import NAN, amounts, device
 from mimbench.report.tables import Cell, Column, Row, Table, build
 from mimbench.report.text import plain
-from mimbench.request import RESULTS
 from mimbench.spec import External, Record, Role, Setting, canonical
 
 if TYPE_CHECKING:
@@ -254,18 +251,3 @@ def write(
 
 def _write_text(text: str, file: IO[bytes]) -> None:
     file.write(text.encode("utf-8"))
-
-
-class _CallableModule(ModuleType):
-    """``mimbench.leaderboard`` is the API's function until something imports this module, which then takes
-    its place in the package. Called, the module is that function, so the name means one thing."""
-
-    def __call__(
-        self, folder: str | Path = RESULTS, format: str | Sequence[str] = ("csv", "html")
-    ) -> pd.DataFrame:
-        from mimbench.api import leaderboard
-
-        return leaderboard(folder, format)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from mimbench import records, stats
+from mimbench.board import Row, Table, console_tables, load, summary, tables, write
 from mimbench.errors import UserError
-from mimbench.leaderboard import Row, Table, console_tables, load, summary, tables, write
 from mimbench.report import costs
 
 from .synthetic import COST, SELECTION, Board
@@ -475,17 +474,7 @@ def test_names_are_no_markup(board):
 def test_no_torch_is_imported(board):
     board.evaluate("mae", 0.6)
     code = (
-        "import sys; from mimbench.leaderboard import *; import mimbench.leaderboard as board; "
+        "import sys; from mimbench.board import *; import mimbench.board as board; "
         "write(sys.argv[1]); console_tables(load(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(board.folder)], check=True, timeout=120)
-
-
-def test_the_package_s_leaderboard_can_be_called_whoever_imported_this_module(board):
-    import mimbench
-    import mimbench.leaderboard  # takes the function's place in the package
-
-    board.evaluate("mae", 0.6)
-    frame = mimbench.leaderboard(board.folder, format="csv")
-    assert frame.value.tolist() == pytest.approx([0.6])
-    assert (Path(board.folder) / "leaderboard.csv").exists()
