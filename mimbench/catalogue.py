@@ -44,10 +44,8 @@ def _settings(cls: type, key: str) -> RenderableType:
 def methods_table() -> RenderableType:
     """All methods and baselines, tokenizers last."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("method", "name", "year", "external"):
-        table.add_column(name, no_wrap=True)
-    for name in ("masking", "target"):
-        table.add_column(name, overflow="fold", min_width=11)
+    for name in ("method", "name", "year", "external", "masking", "target"):
+        table.add_column(name, no_wrap=name in ("method", "year", "external"), min_width=len(name))
     cards = [cls.card for cls in registry.methods().values()]
     for role in get_args(Role):
         table.add_section()
