@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from mimbench import __version__
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
 
+STOPPED = "stopped; run the same command again to go on"
+
 
 class Commands(TyperGroup):
-    """A user's mistake is one line on stderr, never a traceback; Ctrl-C says how to go on."""
+    """A user's mistake is one line on stderr, never a traceback; a run that is stopped says how to go on."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -26,8 +30,12 @@ class Commands(TyperGroup):
             _tell(f"error: {error}")
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            _tell("stopped; run the same command again to go on")
+            _tell(STOPPED)
             raise SystemExit(130) from None
+        except SystemExit as ended:
+            if ended.code == 128 + signal.SIGTERM:
+                _tell(STOPPED)
+            raise
 
 
 def _tell(sentence: str) -> None:
@@ -52,7 +60,7 @@ app.add_typer(data_app, name="data", help="Look at datasets.")
 
 def _option(name: str, *flags: str, **more: Any) -> Any:
     """An option of ``run``, described where it is defined."""
-    return typer.Option(*flags, help=Request.model_fields[name].description, **more)
+    return typer.Option(*flags, help=escape(Request.model_fields[name].description or ""), **more)
 
 
 def _version(asked: bool) -> None:
@@ -187,4 +195,7 @@ def doctor() -> None:
 
 def main() -> None:
     """The console script ``mimbench``."""
+    # torch's CPU threads spin while they wait for each other. Beside any other busy process that makes a
+    # training step of a small model several times slower; asleep they cost little. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
