@@ -15,7 +15,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -80,14 +80,25 @@ class FeatureStore:
         parts = list(dict.fromkeys(part for readout in readouts for part in readout.parts))
         weights = weights_sha256(encoder)
         folder = self.folder / weights[:16]
-        paths = {part: folder / f"{self._key(weights, encoder, split, part, crop_pct)}.npy" for part in parts}
+        paths = {
+            part: folder / f"{self._key(weights, encoder, split, part, crop_pct)}.npy"
+            for part in [*parts, *map(_twin, parts)]
+        }
+
+        def lacking(parts: Iterable[Readout]) -> list[Readout]:
+            return [part for part in dict.fromkeys(parts) if not _whole(paths[part], len(split))]
+
         with self._lock(folder, split):
-            missing = self._on_first(lambda: [part for part in parts if not _whole(paths[part], len(split))])
+            missing = self._on_first(lambda: lacking(parts))
             if missing:
+                # One pass for all protocols: of the last block, the probe reads what went through the
+                # final norm, k-NN also what did not.
+                twins = [_twin(part) for part in missing if part.layer == -1]
+                missing += self._on_first(lambda: [part for part in lacking(twins) if part not in missing])
                 targets = {part: paths[part] for part in missing}
                 self._extract(encoder, split, targets, crop_pct, batch_size, report)
         # "c": nothing is ever written, but torch warns about read-only memory
-        arrays = {part: np.load(path, mmap_mode="c") for part, path in paths.items()}
+        arrays = {part: np.load(paths[part], mmap_mode="c") for part in parts}
         return {
             readout: arrays[readout]
             if len(readout.parts) == 1
@@ -294,3 +305,8 @@ def weights_sha256(encoder: Encoder) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _twin(part: Readout) -> Readout:
+    """The same token of the same block, with the final norm where ``part`` has none, and the other way."""
+    return part.model_copy(update={"norm": "raw" if part.norm == "final" else "final"})

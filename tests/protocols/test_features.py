@@ -55,8 +55,18 @@ def test_several_readouts_take_one_pass_and_a_second_call_none(tmp_path):
     assert passes(encoder) == 3
     np.testing.assert_array_equal(again[MEAN], first[MEAN])
     np.testing.assert_array_equal(again[BOTH], np.concatenate([first[CLS], first[MEAN]], axis=1))
-    store.get(encoder, split, [MEAN, RAW], crop_pct=1.0, batch_size=40)
+    store.get(encoder, split, [MEAN, MIDDLE.model_copy(update={"norm": "raw"})], crop_pct=1.0, batch_size=40)
     assert passes(encoder) == 6  # only what was missing
+
+
+def test_the_probe_and_knn_share_one_pass(tmp_path):
+    encoder, split = toy_encoder(), ToyDataset().train
+    store = FeatureStore(tmp_path)
+    store.get(encoder, split, [CLS, MEAN, MIDDLE], crop_pct=1.0, batch_size=40)
+    raw = store.get(encoder, split, [MEAN, RAW], crop_pct=1.0, batch_size=40)[RAW]
+    assert passes(encoder) == 3
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(raw, encoder.readouts(images, [RAW])[RAW].numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_else_is_mistaken_for_the_same_features(tmp_path):
@@ -121,8 +131,8 @@ def test_a_damaged_file_is_made_anew(tmp_path):
     encoder, data = toy_encoder(), ToyDataset()
     store = FeatureStore(tmp_path)
     good = np.array(store.get(encoder, data.train, [MEAN], crop_pct=1.0)[MEAN])
-    (file,) = tmp_path.rglob("*.npy")
-    file.write_bytes(file.read_bytes()[:-8])
+    for file in tmp_path.rglob("*.npy"):
+        file.write_bytes(file.read_bytes()[:-8])
     np.testing.assert_array_equal(store.get(encoder, data.train, [MEAN], crop_pct=1.0)[MEAN], good)
 
 
