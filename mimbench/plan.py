@@ -20,7 +20,7 @@ from mimbench.recipes import recipe_for
 from mimbench.spec import Budget, Job, Setting
 
 if TYPE_CHECKING:
-    from mimbench.data import Dataset
+    from mimbench.data import DataDefaults, Dataset
     from mimbench.method import Method
     from mimbench.protocol import Protocol
     from mimbench.request import Request
@@ -132,7 +132,7 @@ def make_plan(request: Request, data: Dataset, precision: str) -> Plan:
     jobs: dict[str, Job] = {}
     for seed in dict.fromkeys(request.seeds):
         for variant in variants:
-            pretrain = _pretrain_jobs(variant, setting, seed, data.defaults.flip)
+            pretrain = _pretrain_jobs(variant, setting, seed, data.defaults)
             jobs |= {job.id: job for job in pretrain}
             for cls, fields in protocols:
                 job = _evaluate_job(variant, setting, seed, cls, fields, pretrain[-1])
@@ -249,15 +249,15 @@ def choose_protocols(
     return chosen
 
 
-def _pretrain_jobs(variant: Variant, setting: Setting, seed: int, flip: bool) -> list[Job]:
+def _pretrain_jobs(variant: Variant, setting: Setting, seed: int, defaults: DataDefaults) -> list[Job]:
     """The job that makes the variant's encoder, last; before it what it needs."""
     before: list[Job] = []
     kind = "tokenizer" if variant.cls.card.role == "tokenizer" else "pretrain"
     if isinstance(variant.tokenizer, Variant):
-        before = _pretrain_jobs(variant.tokenizer, setting, seed, flip)
+        before = _pretrain_jobs(variant.tokenizer, setting, seed, defaults)
     recipe = recipe_for(variant.cls.card, setting.recipe)
-    if recipe is not None and not flip:  # a mirrored digit is none
-        augmentation = recipe.augmentation.model_copy(update={"flip": False})
+    if recipe is not None:
+        augmentation = defaults.suit(recipe.augmentation)
         recipe = recipe.model_copy(update={"augmentation": augmentation})
     content = variant.content() | {
         "setting": setting.content(),

@@ -42,7 +42,7 @@ class Request(Frozen):
         None, gt=0, description="Side of the square images in pixels; the dataset's by default."
     )
     epochs: float | None = Field(
-        None, gt=0, description="Pre-training budget in epochs; the dataset's (100, digits 40) by default."
+        None, gt=0, description="Pre-training budget in epochs; the dataset's (100, digits 60) by default."
     )
     images: float | None = Field(None, gt=0, description="Pre-training budget in images seen.")
     flops: float | None = Field(None, gt=0, description="Pre-training budget in floating-point operations.")

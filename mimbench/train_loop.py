@@ -77,8 +77,7 @@ class Run:
     ):
         self.dataset, self.setting, self.seed, self.path = dataset, setting, seed, path
         self.fabric, self.report, self.checkpoint_every = fabric, report, checkpoint_every
-        flip = recipe.augmentation.flip and dataset.defaults.flip
-        self.augmentation = recipe.augmentation.model_copy(update={"flip": flip})
+        self.augmentation = dataset.defaults.suit(recipe.augmentation)
         self.identity = content_hash(
             {
                 "method": method.card.key,

@@ -50,7 +50,7 @@ def training_batches(
 
     ``batch_size`` is global: over accumulation and processes. ``micro_batch`` is how many samples of this
     rank go through the model at once (default: all); the last of a step may hold fewer, so weigh losses by
-    size. Set ``augmentation.flip`` to false where ``Dataset.defaults.flip`` is. With ``workers`` > 0 that
+    size. Pass ``augmentation`` through ``Dataset.defaults.suit``. With ``workers`` > 0 that
     many processes prepare batches ahead.
 
     Raises UserError if the processes cannot share a batch evenly, or if an image is gone meanwhile.

@@ -168,7 +168,9 @@ def test_set_reaches_baselines_and_protocols(plan):
 
 
 def test_digits_are_not_mirrored(plan):
-    assert the(plan(), "pretrain").content["recipe"]["augmentation"]["flip"] is False
+    augmentation = the(plan(), "pretrain").content["recipe"]["augmentation"]
+    assert augmentation["flip"] is False
+    assert augmentation["crop_scale"] == [0.7, 1.0]
 
 
 def test_a_tokenizer_keeps_its_own_recipe(plan):

@@ -12,6 +12,7 @@ import numpy as np
 
 from mimbench.data import images
 from mimbench.errors import UserError
+from mimbench.spec import Augmentation
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,14 @@ class DataDefaults:
     backbone: str = "vit_small_patch16"
     crop_pct: float = 0.875  # share of the resized short side that evaluation crops
     flip: bool = True  # False where a mirrored image means something else, such as a digit
+    crop_min: float = 0.0  # least share of the area a training crop keeps, whatever the recipe says
     epochs: float = 100  # of pre-training
+
+    def suit(self, augmentation: Augmentation) -> Augmentation:
+        """A recipe's augmentation, made for photographs, as these images bear it."""
+        low, high = augmentation.crop_scale
+        bounds = (max(low, self.crop_min), max(high, self.crop_min))
+        return augmentation.model_copy(update={"flip": augmentation.flip and self.flip, "crop_scale": bounds})
 
 
 class Units:
