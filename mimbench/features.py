@@ -15,7 +15,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -85,16 +85,17 @@ class FeatureStore:
             for part in [*parts, *map(_twin, parts)]
         }
 
-        def lacking(parts: Iterable[Readout]) -> list[Readout]:
-            return [part for part in dict.fromkeys(parts) if not _whole(paths[part], len(split))]
+        def to_extract() -> list[Readout]:
+            missing = [part for part in parts if not _whole(paths[part], len(split))]
+            # One pass for all protocols: of the last block, the probe reads what went through the final
+            # norm, k-NN also what did not.
+            twins = [_twin(part) for part in missing if part.layer == -1]
+            missing += [twin for twin in twins if not _whole(paths[twin], len(split))]
+            return list(dict.fromkeys(missing))
 
         with self._lock(folder, split):
-            missing = self._on_first(lambda: lacking(parts))
+            missing = self._on_first(to_extract)
             if missing:
-                # One pass for all protocols: of the last block, the probe reads what went through the
-                # final norm, k-NN also what did not.
-                twins = [_twin(part) for part in missing if part.layer == -1]
-                missing += self._on_first(lambda: [part for part in lacking(twins) if part not in missing])
                 targets = {part: paths[part] for part in missing}
                 self._extract(encoder, split, targets, crop_pct, batch_size, report)
         # "c": nothing is ever written, but torch warns about read-only memory

@@ -44,12 +44,3 @@ def writing(folder: Path) -> Iterator[None]:
 def free_bytes(folder: Path) -> int:
     """Bytes left on the disk of ``folder``."""
     return shutil.disk_usage(folder).free
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in ``folder`` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

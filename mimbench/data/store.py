@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from mimbench.data.cache import free_bytes, sync_folder, writing
+from mimbench.data.cache import free_bytes, writing
 from mimbench.data.images import BrokenImageError, shrink, shrunk_size
 from mimbench.data.scan import Scan, with_progress
 from mimbench.data.sources.base import Part
 from mimbench.errors import UserError
+from mimbench.files import sync_folder
 from mimbench.progress import Progress
 
 FORMAT = 1
