@@ -78,7 +78,7 @@ class BEiT(Method):
             "models are published with a layer scale of 1e-5."
         ),
     )
-    default_tokenizer = "vqvae"
+    needs = {"tokenizer": "vqvae"}
 
     def __init__(
         self,

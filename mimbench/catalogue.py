@@ -76,7 +76,7 @@ def method_card(key: str) -> RenderableType:
         ("architecture", card.architecture),
         ("objective", card.objective),
         ("external", card.external),
-        ("tokenizer", cls.default_tokenizer or ""),
+        ("tokenizer", cls.needs.get("tokenizer") or ""),
         ("version", str(card.version)),
         ("parity", card.parity),
         ("readout", card.readout.label),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from mimbench.spec import Card
+from mimbench.encoder import Encoded
+from mimbench.spec import Card, View
 
 
 class Losses(dict[str, Tensor]):
@@ -20,6 +21,14 @@ class Losses(dict[str, Tensor]):
         return sum(self.values())  # type: ignore[return-value]
 
 
+class Crop(NamedTuple):
+    """One view of a batch: what was cut out of the images and where."""
+
+    images: Tensor  # float [B, 3, S, S], normalised; S differs between views
+    boxes: Tensor  # float [B, 4]: top, left, height, width of the crop, as shares of the image's sides
+    flipped: Tensor  # bool [B]
+
+
 @dataclass(frozen=True)
 class Step:
     """What a method may know of the moment.
@@ -27,11 +36,13 @@ class Step:
     progress: share of the run that is done, in [0, 1).
     keys: int64 [B], one random key a sample (see ``mimbench.rng``); all of a method's draws come from it.
     labels: int64 [B] for methods whose card says ``external="labels"``; None for every other.
+    views: for methods with ``views``: the batch itself as the first crop, then one crop for each of them.
     """
 
     progress: float
     keys: Tensor
     labels: Tensor | None = None
+    views: tuple[Crop, ...] = ()
 
 
 class Method(nn.Module):
@@ -40,12 +51,26 @@ class Method(nn.Module):
     A subclass sets ``card`` and ``self.encoder`` (a backbone, see ``mimbench.encoder.Backbone``) and
     defines ``forward``. Its settings are the keyword-only arguments of ``__init__``, all with defaults
     and annotations (``Annotated[float, Field(gt=0, lt=1)]`` gives a range), which ``mimbench.settings``
-    checks before any work starts. Two keyword-only names are not settings but things the harness
-    provides: ``num_classes`` (for methods with labels) and ``tokenizer`` (a loaded ``Tokenizer``).
+    checks before any work starts. Some keyword-only names are not settings but things the harness
+    provides: ``num_classes`` (for methods with labels) and whatever ``needs`` names.
+
+    needs: what other job's product each of these keywords gets, and the key of the method that is trained
+    for it when the user gives none: ``{"tokenizer": "vqvae"}``, ``{"teacher": "ibot"}``. A keyword that
+    ends in "tokenizer" gets a ``Tokenizer``, one that ends in "teacher" a ``Teacher``. None instead of a
+    key: optional, the keyword's default then says what happens without.
+
+    views: further crops of each training image that ``Step.views`` is to hold, beside the one that all
+    methods get. An attribute of the instance, since settings may decide it.
+
+    couples_batch: whether an image's loss depends on the other images of its batch (contrast, batch
+    statistics, balanced assignment). Such methods gather over processes (``method_zoo.parts.collective``),
+    so that two processes with half of a batch each compute what one computes with all of it.
     """
 
     card: ClassVar[Card]
-    default_tokenizer: ClassVar[str | None] = None  # key of the tokenizer trained when none is given
+    needs: ClassVar[Mapping[str, str | None]] = MappingProxyType({})
+    couples_batch: ClassVar[bool] = False
+    views: tuple[View, ...] = ()
     encoder: nn.Module
     # What it was built with; mimbench.train.build_method sets it.
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -70,4 +95,26 @@ class Tokenizer(Protocol):
 
     def ids(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Token ids, int64 [B, H, W] on ``grid``. images: float [B, 3, S, S] in [0, 1], not normalised."""
+        ...
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen encoder that gives a method its targets. ``method_zoo.parts.teachers`` makes them."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    grid: tuple[int, int]  # of its patches: the student's, whatever the patch size
+
+    def encode(self, images: Tensor, layers: Sequence[int] = (), attention: bool = False) -> Encoded:
+        """Tokens of the whole image, as of ``Backbone.encode``, without gradients.
+
+        images: float [B, 3, S, S] in [0, 1], not normalised; resized to what the teacher takes.
+        """
+        ...
+
+    def query_key_value(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, heads, T, D / heads] of block ``layer`` (from the end, -1 last)
+        on its input ``tokens`` [B, T, D], class token first: the output of the block before."""
         ...

@@ -185,7 +185,7 @@ def _variant(
         parsed = settings.parse_settings(item.key, cls, {**assigned.of(item.key), **own})
         return Variant(cls, parsed, settings.label(item.key, cls, parsed))
 
-    source = str(own.pop("tokenizer", None) or tokenizer or f"method:{cls.default_tokenizer}")
+    source = str(own.pop("tokenizer", None) or tokenizer or f"method:{cls.needs.get('tokenizer')}")
     parsed = settings.parse_settings(item.key, cls, {**assigned.of(item.key), **own})
     kind, _, name = source.partition(":")
     if source == "method:None":
@@ -200,7 +200,7 @@ def _variant(
         found = _trained_tokenizer(name, inner, assigned)
         changed = settings.parse_methods(found.label)[0].given
         more = {f"{name}.{setting}": value for setting, value in changed.items()}
-        if name != cls.default_tokenizer:
+        if name != cls.needs.get("tokenizer"):
             more["tokenizer"] = source
     else:
         raise UserError(

@@ -79,3 +79,17 @@ def uniform(keys: Tensor, n: int, purpose: str) -> Tensor:
     counter = torch.arange(1, n + 1, device=keys.device, dtype=torch.int64) * _signed(GOLDEN)
     z = mix(mix(keys + _signed(salt(purpose))).unsqueeze(1) + counter)
     return shift(z, 40).to(torch.float32) * 2.0**-24
+
+
+def normal(keys: Tensor, n: int, purpose: str) -> Tensor:
+    """Standard normal numbers, float32 [B, n], a row for each int64 key of ``keys`` [B].
+
+    Box and Muller's transform (1958, doi:10.1214/aoms/1177706645) of keyed uniform numbers.
+    """
+    import math
+
+    import torch
+
+    radius, angle = uniform(keys, 2 * n, purpose).view(len(keys), 2, n).unbind(1)
+    # 1 - u lies in (0, 1], so that the logarithm is finite.
+    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)

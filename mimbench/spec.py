@@ -41,13 +41,37 @@ class Spec(Frozen):
 
 
 class Augmentation(Spec):
-    """What a training image goes through: random resized crop, flip, colour jitter."""
+    """What a training image goes through: random resized crop, flip, colours, blur.
+
+    Colour jitter, grey, blur and solarisation are those of SimCLR (arXiv:2002.05709) and BYOL
+    (arXiv:2006.07733).
+    """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     flip: bool = True
-    color_jitter: float = 0.0  # brightness, contrast and saturation strength
+    color_jitter: float = 0.0  # strength of brightness, contrast and saturation
+    saturation: float | None = None  # its own strength, where it differs
+    hue: float = 0.0  # strength, in turns of the colour wheel
+    jitter_probability: float = 1.0
+    grayscale: float = 0.0  # probability
+    blur: float = 0.0  # probability of a Gaussian with a sigma in [0.1, 2] pixels at 224
+    solarize: float = 0.0  # probability of inverting what is brighter than half
+
+
+class View(Spec):
+    """One more crop of a training image, for methods that compare crops (``Method.views``).
+
+    crop: "own" draws its own place and flip; "same" takes those of the first crop, so that the two are
+    aligned pixel by pixel; "shifted" takes those of the first and moves the place by up to ``shift`` of
+    its sides in each direction, staying inside the image.
+    """
+
+    augmentation: Augmentation = Augmentation()
+    image_size: int = Field(gt=0)  # side in pixels
+    crop: Literal["own", "same", "shifted"] = "own"
+    shift: float = Field(0.0, ge=0, lt=1)
 
 
 class Recipe(Spec):

@@ -7,6 +7,7 @@ record (``.pt``) has the state dict and intermediate outputs too. Names read ``m
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ class Official:
     method: str
     case: str
     config: dict[str, Any]
-    state: dict[str, Tensor]  # parameters, and in full records the buffers and fixed tables too
-    inputs: dict[str, Tensor]
+    state: dict[str, Tensor]  # parameters and buffers, and in full records the fixed tables too
+    inputs: dict[str, Any]  # tensors, or nested lists of them
     draws: list[Tensor]  # what the official code drew, in order
     loss: float
     loss_float32: float
@@ -46,11 +47,12 @@ def _read_figure(path: Path) -> Official:
         method=record["method"],
         case=record["case"],
         config=record["config"],
-        state={
+        state=_buffers(record)
+        | {
             f"{module}/{name}": base + scale * fill(f"{module}/{name}", tuple(shape))
             for module, name, shape, base, scale in record["parameters"]
         },
-        inputs={name: tensor(entry) for name, entry in record["inputs"].items()},
+        inputs={name: _nested(entry) for name, entry in record["inputs"].items()},
         draws=[tensor(entry) for entry in record["rng"]],
         loss=record.get("loss_with_formula_tables", record["loss"]),
         loss_float32=record["loss_float32"],
@@ -75,7 +77,7 @@ def _read_full(path: Path) -> Official:
         case=path.stem.removeprefix("golden_"),
         config=record["config"],
         state={f"{module}/{name}": _double(v) for module, part in state.items() for name, v in part.items()},
-        inputs={name: _double(value) for name, value in record["inputs"].items()},
+        inputs={name: each(value, _double) for name, value in record["inputs"].items()},
         draws=[_double(drawn) for _, drawn in record["rng"]],
         loss=float(record["loss"]),
         loss_float32=float(record["loss_f32"]),
@@ -88,3 +90,41 @@ def _read_full(path: Path) -> Official:
 
 def _double(value: Tensor) -> Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+def each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``change`` applied to every tensor of nested lists and dicts; the rest stays as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: each(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [each(item, change) for item in value]
+    return value
+
+
+def _nested(entry: Any) -> Any:
+    """A figure's input: a tensor's description, a plain value, or nested lists and dicts of these."""
+    if isinstance(entry, dict) and "shape" in entry:
+        return tensor(entry)
+    if isinstance(entry, dict):
+        return {name: _nested(item) for name, item in entry.items()}
+    if isinstance(entry, list):
+        return [_nested(item) for item in entry]
+    return entry
+
+
+def _buffers(record: dict[str, Any]) -> dict[str, Tensor]:
+    """The buffers that a figure describes fully: constant, listed or by the formula."""
+    found = {}
+    for entry in record.get("buffers", []):
+        module, name, shape, kind, *rest = entry
+        full = f"{module}/{name}"
+        if kind == "constant":
+            found[full] = torch.full(tuple(shape), rest[0], dtype=torch.float64)
+        elif kind == "values":
+            found[full] = torch.tensor(rest[0], dtype=torch.float64).view(tuple(shape))
+        elif kind == "fill":
+            base, scale = rest
+            found[full] = base + scale * fill(full, tuple(shape))
+    return found

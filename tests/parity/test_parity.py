@@ -20,9 +20,10 @@ from mimbench import registry
 from mimbench.method import Losses, Method
 
 from . import formula
-from .adapters import ADAPTERS
-from .records import Official, read
+from .adapter import adapters
+from .records import Official, each, read
 
+ADAPTERS = adapters()
 FIGURES = Path(__file__).parent / "figures"
 SHIPPED = sorted(FIGURES.rglob("*.json"))
 MORE = Path(os.environ["MIMBENCH_PARITY"]) if "MIMBENCH_PARITY" in os.environ else None
@@ -44,8 +45,9 @@ def _repeat(run: Official, dtype: torch.dtype) -> tuple[Method, dict[str, str], 
     method = adapter.build(run.config).double().train()
     names = adapter.load(method, run)
     method.to(dtype)
-    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in run.inputs.items()}
-    return method, names, adapter.losses(method, Official(**{**vars(run), "inputs": inputs}))
+    inputs, draws = each([run.inputs, run.draws], lambda t: t.to(dtype) if t.is_floating_point() else t)
+    official = Official(**{**vars(run), "inputs": inputs, "draws": draws})
+    return method, names, adapter.losses(method, official)
 
 
 def _assert_parity(path: Path) -> None:

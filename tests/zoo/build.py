@@ -33,9 +33,9 @@ def build(
     provided: dict[str, Any] = {}
     if "num_classes" in asked:
         provided["num_classes"] = CLASSES
-    if "tokenizer" in asked:
-        assert cls.default_tokenizer
-        provided["tokenizer"] = deepcopy(trained_tokenizer(cls.default_tokenizer, patch_size))
+    for name, default in cls.needs.items():
+        if default is not None and name.endswith("tokenizer"):
+            provided[name] = deepcopy(trained_tokenizer(default, patch_size))
     with seeded_init(seed):
         options = {**cls.card.backbone, **TINY, "drop_path": drop_path}
         backbone = registry.build_backbone(f"vit_micro_patch{patch_size}", IMAGE_SIZE, **options)

@@ -73,9 +73,14 @@ def test_external_information_is_never_used_in_silence(key: str) -> None:
     cls = registry.find_method(key)
     asked = inspect.signature(cls.__init__).parameters
     assert ("num_classes" in asked) == (cls.card.external == "labels")
-    assert ("tokenizer" in asked) == (cls.card.external == "tokenizer")
-    if "tokenizer" in asked:
-        assert cls.default_tokenizer in TOKENIZERS
+    assert set(cls.needs) == {name for name in asked if name.endswith(("tokenizer", "teacher"))}
+    required = {name for name, default in cls.needs.items() if default is not None}
+    for kind in ("tokenizer", "teacher"):
+        if any(name.endswith(kind) for name in required):
+            assert cls.card.external == kind or cls.card.external == "labels"
+    for name in required:
+        default = registry.find_method(cls.needs[name])
+        assert (default.card.role == "tokenizer") == name.endswith("tokenizer")
 
 
 @pytest.mark.parametrize("key", ENCODERS)
