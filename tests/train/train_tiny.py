@@ -102,7 +102,7 @@ class TinyTokenizer(Tiny):
     """A tokenizer's product is one file."""
 
     card = Card(key="tiny_tokenizer", **{**CARD, "role": "tokenizer"})
-    config = {"width": 16}  # noqa: RUF012
+    config = {"width": 16}
 
 
 def stateful(seed: int = 0) -> Tiny:
