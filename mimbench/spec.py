@@ -59,6 +59,11 @@ class Augmentation(Spec):
     blur: float = 0.0  # probability of a Gaussian with a sigma in [0.1, 2] pixels at 224
     solarize: float = 0.0  # probability of inverting what is brighter than half
 
+    @property
+    def recolours(self) -> bool:
+        """Whether it does more to a crop than resize and flip it."""
+        return any((self.color_jitter, self.saturation, self.hue, self.grayscale, self.blur, self.solarize))
+
 
 class View(Spec):
     """One more crop of a training image, for methods that compare crops (``Method.views``).

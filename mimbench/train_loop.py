@@ -78,6 +78,7 @@ class Run:
         self.dataset, self.setting, self.seed, self.path = dataset, setting, seed, path
         self.fabric, self.report, self.checkpoint_every = fabric, report, checkpoint_every
         self.augmentation = dataset.defaults.suit(recipe.augmentation)
+        self.views = dataset.defaults.suit_views(method.views)
         self.identity = content_hash(
             {
                 "method": method.card.key,
@@ -178,6 +179,7 @@ class Run:
             world=self.fabric.world_size,
             micro_batch=micro_batch,
             workers=workers,
+            views=self.views,
         )
 
     def _one_step(self, micro_batches: list[Batch], progress: float, interrupts: Interrupts) -> float:

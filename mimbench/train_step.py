@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mimbench.method import Method, Step
+from mimbench.method import Crop, Method, Step
 from mimbench.precision import precision_of
 from mimbench.schedule import learning_rate
 from mimbench.spec import Recipe
@@ -73,12 +73,22 @@ class TrainStep:
 
     def _inputs(self, batch: Batch, progress: float) -> tuple[Tensor, Step]:
         device = self.fabric.device
-        images = batch.images.to(device, non_blocking=True).float()
-        images.mul_(self._scale).add_(self._shift)
+        images = self._normalised(batch.images)
         labels = None
         if self._with_labels and batch.labels is not None:
             labels = batch.labels.to(device, non_blocking=True)
-        return images, Step(progress, batch.keys.to(device, non_blocking=True), labels)
+        views = tuple(
+            Crop(
+                images if i == 0 else self._normalised(view.images),
+                view.boxes.to(device, non_blocking=True),
+                view.flipped.to(device, non_blocking=True),
+            )
+            for i, view in enumerate(batch.views)
+        )
+        return images, Step(progress, batch.keys.to(device, non_blocking=True), labels, views)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images.to(self.fabric.device, non_blocking=True).float().mul_(self._scale).add_(self._shift)
 
     def __call__(self, micro_batches: Sequence[Batch], progress: float) -> dict[str, Tensor]:
         """One step at ``progress`` in [0, 1); the loss terms, scalars on the device, not yet waited for.

@@ -21,7 +21,15 @@ from mimbench import rng
 from mimbench.data.dataset import Split
 from mimbench.data.transforms import EvalTransform, TrainTransform
 from mimbench.errors import UserError
-from mimbench.spec import Augmentation
+from mimbench.spec import Augmentation, View
+
+
+class CropBatch(NamedTuple):
+    """One crop of each sample and where it lies."""
+
+    images: Tensor  # uint8 [b, 3, S, S]
+    boxes: Tensor  # float32 [b, 4]: top, left, height, width, as shares of the image's sides
+    flipped: Tensor  # bool [b]
 
 
 class Batch(NamedTuple):
@@ -30,6 +38,7 @@ class Batch(NamedTuple):
     images: Tensor  # uint8 [b, 3, S, S]
     labels: Tensor | None  # int64 [b]; None for an unlabelled dataset
     keys: Tensor  # int64 [b], rng.sample_keys(seed, epoch, sample)
+    views: tuple[CropBatch, ...] = ()  # where views were asked for: ``images`` again, then the views
 
 
 def training_batches(
@@ -45,13 +54,14 @@ def training_batches(
     world: int = 1,
     micro_batch: int | None = None,
     workers: int = 0,
+    views: tuple[View, ...] = (),
 ) -> Iterator[list[Batch]]:
     """The micro-batches of this rank, a list for each optimiser step in [start, stop).
 
     ``batch_size`` is global: over accumulation and processes. ``micro_batch`` is how many samples of this
     rank go through the model at once (default: all); the last of a step may hold fewer, so weigh losses by
-    size. Pass ``augmentation`` through ``Dataset.defaults.suit``. With ``workers`` > 0 that
-    many processes prepare batches ahead.
+    size. Pass ``augmentation`` and ``views`` through ``Dataset.defaults``' ``suit`` and ``suit_views``. With
+    ``workers`` > 0 that many processes prepare batches ahead.
 
     Raises UserError if the processes cannot share a batch evenly, or if an image is gone meanwhile.
     """
@@ -59,7 +69,7 @@ def training_batches(
         raise UserError(
             f"a batch of {batch_size} cannot be shared evenly by {world} processes; use a multiple of {world}"
         )
-    source = _Training(split, TrainTransform(augmentation, image_size), seed)
+    source = _Training(split, TrainTransform(augmentation, image_size, views), seed)
     share = batch_size // world
     micro_batch = min(micro_batch or share, share)
     cuts = [slice(first, first + micro_batch) for first in range(0, share, micro_batch)]
@@ -110,12 +120,30 @@ class _Training:
             here = epochs == epoch
             samples[here] = _order(self.seed, int(epoch), count)[positions[here] % count]
         keys = rng.sample_keys(self.seed, epochs, samples)
+        labels = self.split.labels
+        wanted = None if labels is None else torch.from_numpy(labels[samples])
+        if self.transform.views:
+            views = self._views(samples, keys)
+            return Batch(views[0].images, wanted, torch.from_numpy(keys), views)
         images = torch.empty(len(samples), 3, size, size, dtype=torch.uint8)
         for row, (sample, key) in enumerate(zip(samples.tolist(), keys.tolist(), strict=True)):
             images[row] = self.transform(self.split.image(sample), key)
-        labels = self.split.labels
-        return Batch(
-            images, None if labels is None else torch.from_numpy(labels[samples]), torch.from_numpy(keys)
+        return Batch(images, wanted, torch.from_numpy(keys))
+
+    def _views(self, samples: np.ndarray, keys: np.ndarray) -> tuple[CropBatch, ...]:
+        cuts, shapes = [], []
+        for sample, key in zip(samples.tolist(), keys.tolist(), strict=True):
+            pixels = self.split.image(sample)
+            cuts.append(self.transform.cuts(pixels, key))
+            shapes.append(2 * pixels.shape[:2])  # height, width, height, width
+        sides = torch.tensor(shapes, dtype=torch.float32)
+        return tuple(
+            CropBatch(
+                torch.stack([cut.image for cut in view]),
+                torch.tensor([cut.box for cut in view], dtype=torch.float32) / sides,
+                torch.tensor([cut.flipped for cut in view]),
+            )
+            for view in zip(*cuts, strict=True)
         )
 
 

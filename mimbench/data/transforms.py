@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mimbench import rng
-from mimbench.spec import Augmentation
+from mimbench.spec import Augmentation, View
 
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
@@ -76,34 +77,114 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def color_jitter(pixels: np.ndarray, strength: float, draw: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order.
+def color_jitter(
+    pixels: np.ndarray,
+    strength: float,
+    draw: np.random.Generator,
+    saturation: float | None = None,
+    hue: float = 0.0,
+) -> np.ndarray:
+    """Brightness, contrast, saturation and hue changed by random amounts, in random order.
 
-    uint8 [H, W, 3] -> the same. torchvision's ``ColorJitter`` without hue, by the same Pillow enhancers.
+    uint8 [H, W, 3] -> the same. torchvision's ``ColorJitter``: factors in [1 - strength, 1 + strength]
+    by Pillow's enhancers, the hue turned by up to ``hue`` of the colour wheel.
     """
-    factors = draw.uniform(max(0.0, 1 - strength), 1 + strength, size=3)
+    strengths = np.array([strength, strength, strength if saturation is None else saturation])
+    factors = draw.uniform(np.maximum(0.0, 1 - strengths), 1 + strengths)
+    turn = round(255 * draw.uniform(-hue, hue)) if hue > 0 else 0
     image = Image.fromarray(pixels)
-    for kind in draw.permutation(3):
-        image = _ENHANCERS[kind](image).enhance(factors[kind])
+    for kind in draw.permutation(4 if hue > 0 else 3):
+        image = _ENHANCERS[kind](image).enhance(factors[kind]) if kind < 3 else _turn_hue(image, turn)
     return np.array(image)
+
+
+def _turn_hue(image: Image.Image, turn: int) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    turned = Image.fromarray(np.array(hue) + np.uint8(turn % 256))  # the wheel has 256 steps: wraps around
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+
+def _colours(pixels: np.ndarray, how: Augmentation, draw: np.random.Generator) -> np.ndarray:
+    """What an augmentation does to the colours and the sharpness of a crop, uint8 [S, S, 3]."""
+    jitters = how.color_jitter > 0 or how.hue > 0 or bool(how.saturation)
+    if jitters and (how.jitter_probability == 1 or draw.random() < how.jitter_probability):
+        pixels = color_jitter(pixels, how.color_jitter, draw, how.saturation, how.hue)
+    if how.grayscale > 0 and draw.random() < how.grayscale:
+        pixels = np.array(Image.fromarray(pixels).convert("L").convert("RGB"))
+    if how.blur > 0 and draw.random() < how.blur:
+        sigma = draw.uniform(0.1, 2.0) * pixels.shape[0] / 224
+        pixels = np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma)))
+    if how.solarize > 0 and draw.random() < how.solarize:
+        pixels = np.array(ImageOps.solarize(Image.fromarray(pixels)))
+    return pixels
+
+
+class Cut(NamedTuple):
+    """A crop and where it comes from."""
+
+    image: Tensor  # uint8 [3, S, S]
+    box: tuple[int, int, int, int]  # top, left, height, width in pixels
+    flipped: bool
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop, flip and colour jitter, all drawn from a sample's key alone."""
+    """Random resized crop, flip and colours, all drawn from a sample's key alone.
+
+    views: further crops of the same image, see ``cuts``.
+    """
 
     augmentation: Augmentation
     image_size: int
+    views: tuple[View, ...] = ()
 
     def __call__(self, pixels: np.ndarray, key: int) -> Tensor:
         """uint8 [H, W, 3] and the key of (seed, epoch, sample) -> uint8 [3, S, S]."""
-        how, draw = self.augmentation, rng.numpy_generator(key, "augment")
-        box = crop_box(pixels.shape[0], pixels.shape[1], how.crop_scale, how.crop_ratio, draw)
-        top, left, height, width = box
-        flip = how.flip and draw.random() < 0.5
-        crop = pixels[top : top + height, left : left + width]
-        image = resize(crop, self.image_size, self.image_size, how.interpolation)
-        if how.color_jitter > 0:
-            jittered = color_jitter(image.permute(1, 2, 0).numpy(), how.color_jitter, draw)
-            image = torch.from_numpy(jittered).permute(2, 0, 1)
-        return image.flip(2) if flip else image
+        return self._first(pixels, key).image
+
+    def cuts(self, pixels: np.ndarray, key: int) -> list[Cut]:
+        """The crop of ``__call__`` and one for each view. pixels: uint8 [H, W, 3]."""
+        first = self._first(pixels, key)
+        return [first, *(self._view(pixels, key, i, first) for i in range(len(self.views)))]
+
+    def _first(self, pixels: np.ndarray, key: int) -> Cut:
+        draw = rng.numpy_generator(key, "augment")
+        box, flip = _place(pixels, self.augmentation, draw)
+        return _cut(pixels, box, flip, self.augmentation, self.image_size, draw)
+
+    def _view(self, pixels: np.ndarray, key: int, number: int, first: Cut) -> Cut:
+        view, draw = self.views[number], rng.numpy_generator(key, f"augment/view {number}")
+        if view.crop == "own":
+            box, flip = _place(pixels, view.augmentation, draw)
+        else:
+            box, flip = first.box, first.flipped
+        if view.crop == "shifted":
+            (top, left), (h, w) = box[:2], box[2:]
+            down, right = draw.uniform(-view.shift, view.shift, size=2) * (h, w)
+            top = min(max(top + round(down), 0), pixels.shape[0] - h)
+            left = min(max(left + round(right), 0), pixels.shape[1] - w)
+            box = (top, left, h, w)
+        return _cut(pixels, box, flip, view.augmentation, view.image_size, draw)
+
+
+def _place(
+    pixels: np.ndarray, how: Augmentation, draw: np.random.Generator
+) -> tuple[tuple[int, int, int, int], bool]:
+    box = crop_box(pixels.shape[0], pixels.shape[1], how.crop_scale, how.crop_ratio, draw)
+    return box, how.flip and draw.random() < 0.5
+
+
+def _cut(
+    pixels: np.ndarray,
+    box: tuple[int, int, int, int],
+    flip: bool,
+    how: Augmentation,
+    size: int,
+    draw: np.random.Generator,
+) -> Cut:
+    top, left, height, width = box
+    image = resize(pixels[top : top + height, left : left + width], size, size, how.interpolation)
+    if how.recolours:
+        coloured = _colours(image.permute(1, 2, 0).numpy(), how, draw)
+        image = torch.from_numpy(coloured).permute(2, 0, 1)
+    return Cut(image.flip(2) if flip else image, box, flip)

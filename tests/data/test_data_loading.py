@@ -8,7 +8,7 @@ from mimbench import rng
 from mimbench.data import evaluation_batches, open_dataset, training_batches
 from mimbench.data.transforms import EvalTransform, TrainTransform
 from mimbench.errors import UserError
-from mimbench.spec import Augmentation
+from mimbench.spec import Augmentation, View
 
 HOW = Augmentation(color_jitter=0.2)
 
@@ -28,11 +28,11 @@ def steps(split, **more) -> list:
 
 
 def same(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
 
 
 def whole(step) -> tuple:
-    return tuple(torch.cat(column) for column in zip(*step, strict=True))
+    return tuple(torch.cat(column) for column in list(zip(*step, strict=True))[:3])
 
 
 def test_batches_are_what_the_contract_says(split):
@@ -51,6 +51,42 @@ def test_batches_are_what_the_contract_says(split):
             assert keys[row] == key
             assert labels[row] == split.labels[sample]
             assert torch.equal(images[row], transform(split.image(sample), key))
+
+
+VIEWS = (
+    View(image_size=8, augmentation=Augmentation(crop_scale=(0.05, 0.3))),
+    View(image_size=16, crop="same", augmentation=Augmentation(grayscale=1.0)),
+    View(image_size=16, crop="shifted", shift=0.2),
+)
+
+
+def test_views_do_not_change_what_all_methods_see(split):
+    for plain, rich in zip(
+        steps(split, micro_batch=4), steps(split, micro_batch=4, views=VIEWS), strict=True
+    ):
+        for without, batch in zip(plain, rich, strict=True):
+            assert same(without, batch)
+            assert torch.equal(batch.views[0].images, batch.images)
+            assert [view.images.shape[-1] for view in batch.views] == [16, 8, 16, 16]
+
+
+def test_views_lie_where_they_say(split):
+    ((batch,),) = steps(split, stop=1, views=VIEWS)
+    first, small, same_place, shifted = batch.views
+    for view in batch.views:
+        assert view.boxes.dtype == torch.float32
+        assert (view.boxes[:, :2] >= 0).all()
+        assert (view.boxes[:, :2] + view.boxes[:, 2:] <= 1 + 1e-6).all()
+    assert (small.boxes[:, 2:].prod(1) < 0.35).all()
+    assert not torch.equal(small.flipped, first.flipped)
+    assert torch.equal(same_place.boxes, first.boxes)
+    assert torch.equal(same_place.flipped, first.flipped)
+    assert torch.equal(same_place.images[:, 0], same_place.images[:, 1])  # grey
+    assert torch.equal(shifted.flipped, first.flipped)
+    assert torch.equal(shifted.boxes[:, 2:], first.boxes[:, 2:])
+    moved = (shifted.boxes[:, :2] - first.boxes[:, :2]).abs() / first.boxes[:, 2:]
+    assert moved.max() > 0.02
+    assert moved.max() < 0.25  # of the crop's side, plus rounding to pixels
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 37, 80])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from mimbench import rng
-from mimbench.data.transforms import EvalTransform, TrainTransform, color_jitter, crop_box, resize
+from mimbench.data.transforms import EvalTransform, TrainTransform, _turn_hue, color_jitter, crop_box, resize
 from mimbench.spec import Augmentation
 
 
@@ -136,12 +136,39 @@ def test_a_training_image_depends_on_its_key_alone():
         {"interpolation": "bilinear"},
         {"flip": False},
         {"color_jitter": 0.4},
+        {"saturation": 0.4},
+        {"hue": 0.2},
+        {"color_jitter": 0.4, "jitter_probability": 0.3},
+        {"grayscale": 0.5},
+        {"blur": 0.5},
+        {"solarize": 0.5},
     ],
 )
 def test_every_augmentation_setting_moves_something(change):
     pixels = smooth(5, 60, 60)
-    before, after = TrainTransform(Augmentation(), 32), TrainTransform(Augmentation(**change), 32)
+    before, after = TrainTransform(Augmentation(), 112), TrainTransform(Augmentation(**change), 112)
     assert any(not torch.equal(before(pixels, key), after(pixels, key)) for key in range(10))
+
+
+def test_turning_the_hue_is_torchvisions():
+    adjust_hue = pytest.importorskip("torchvision.transforms.functional").adjust_hue
+    image = Image.fromarray(smooth(8, 20, 20))
+    for turn in (-100, -3, 0, 1, 90):
+        assert np.array_equal(np.array(_turn_hue(image, turn)), np.array(adjust_hue(image, turn / 255)))
+
+
+def test_colours_change_as_often_as_asked():
+    pixels = smooth(9, 16, 16)
+    still = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
+    for effect in ("grayscale", "solarize"):
+        transform = TrainTransform(Augmentation(**still, **{effect: 0.3}), 16)
+        changed = sum(not np.array_equal(hwc(transform(pixels, key)), pixels) for key in range(400))
+        assert 90 < changed < 150
+    rare = Augmentation(**still, color_jitter=0.4, jitter_probability=0.25)
+    changed = sum(
+        not np.array_equal(hwc(TrainTransform(rare, 16)(pixels, key)), pixels) for key in range(400)
+    )
+    assert 70 < changed < 130
 
 
 def test_without_flip_and_crop_a_digit_stays_itself():

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mimbench import registry, rng, settings
-from mimbench.method import Losses, Method, Step
+from mimbench.data.transforms import TrainTransform
+from mimbench.method import Crop, Losses, Method, Step
 from mimbench.seeding import seeded_init
+from mimbench.spec import Augmentation
 
 IMAGE_SIZE, PATCH_SIZE, CLASSES = 16, 4, 10
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -72,7 +74,27 @@ def batch(method: Method, n: int = 8, start: int = 0, progress: float = 0.6) -> 
     """Digits as the training loop hands them over."""
     images, labels = digits(start, n)
     keys = torch.from_numpy(rng.sample_keys(0, 0, torch.arange(start, start + n).numpy()))
-    return normalised(method, images), Step(progress, keys, labels if takes_labels(method) else None)
+    views = crops(method, images, keys)
+    images = views[0].images if views else normalised(method, images)
+    return images, Step(progress, keys, labels if takes_labels(method) else None, views)
+
+
+def crops(method: Method, images: Tensor, keys: Tensor) -> tuple[Crop, ...]:
+    """The views a method asks for; the first crop is the whole image."""
+    if not method.views:
+        return ()
+    whole = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
+    transform = TrainTransform(whole, IMAGE_SIZE, method.views)
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    cuts = [transform.cuts(one, int(key)) for one, key in zip(pixels, keys, strict=True)]
+    return tuple(
+        Crop(
+            normalised(method, torch.stack([cut.image for cut in view]) / 255),
+            torch.tensor([cut.box for cut in view]) / IMAGE_SIZE,
+            torch.tensor([cut.flipped for cut in view]),
+        )
+        for view in zip(*cuts, strict=True)
+    )
 
 
 def takes_labels(method: Method) -> bool:
@@ -82,7 +104,8 @@ def takes_labels(method: Method) -> bool:
 def rows(images: Tensor, step: Step, which: slice | Tensor) -> tuple[Tensor, Step]:
     """Some of a batch's images with what belongs to them."""
     labels = None if step.labels is None else step.labels[which]
-    return images[which], Step(step.progress, step.keys[which], labels)
+    views = tuple(Crop(*(part[which] for part in view)) for view in step.views)
+    return images[which], Step(step.progress, step.keys[which], labels, views)
 
 
 def optimiser(method: Method, lr: float = 2e-3) -> torch.optim.Optimizer:

@@ -117,7 +117,7 @@ def test_a_codebook_that_is_not_training_does_not_move() -> None:
 
 @pytest.mark.slow
 def test_two_processes_keep_one_codebook(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(two_processes.run, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(two_processes.share_codebook, (str(tmp_path),), nprocs=2)
     alone = two_processes.trained(slice(0, 60))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for name, tensor in alone.state_dict().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any, get_args, get_origin
 
@@ -15,8 +16,9 @@ from mimbench import registry, settings
 from mimbench.checkpoint import encoder_metadata, load_encoder, load_weights, save_weights
 from mimbench.encoder import Encoder
 from mimbench.errors import UserError
-from mimbench.method import Method, Step, Tokenizer
+from mimbench.method import Method, Tokenizer
 
+from . import two_processes
 from .build import batch, build, digits, optimiser, parameters, rows, train
 
 ALL = list(registry.methods())
@@ -41,7 +43,7 @@ def trained(key: str) -> tuple[Method, list[float]]:
     method = build(key)
     optimizer = optimiser(method)
     images, step = batch(method)
-    steps = (Step(i / 30, step.keys, step.labels) for i in range(30))
+    steps = (replace(step, progress=i / 30) for i in range(30))
     return method, [float(train(method, optimizer, images, s).total) for s in steps]
 
 
@@ -235,14 +237,40 @@ def test_draws_hang_on_the_sample_and_not_on_the_process(key: str) -> None:
     expected = whole(images, step)
 
     torch.manual_seed(99)
-    halves = []
-    for half in (slice(0, 4), slice(4, 8)):
-        process = build(key, drop_path=0.3)
-        halves.append(process(*rows(images, step, half)))
     shuffled = build(key, drop_path=0.3)(*rows(images, step, torch.randperm(8)))
+    assert_close(shuffled, expected)
+    if whole.couples_batch:  # then only processes that talk to each other can agree: see the next test
+        return
+    halves = [build(key, drop_path=0.3)(*rows(images, step, half)) for half in HALVES]
+    assert_close({name: torch.stack([h[name] for h in halves]).mean() for name in expected}, expected)
+
+
+HALVES = (slice(0, 4), slice(4, 8))
+COUPLED = [key for key in TRAINED if registry.find_method(key).couples_batch]
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
     for name, loss in expected.items():
-        torch.testing.assert_close(torch.stack([h[name] for h in halves]).mean(), loss, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(shuffled[name], loss, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not COUPLED, reason="no method couples the images of a batch")
+def test_two_processes_see_the_loss_and_gradients_of_one(tmp_path) -> None:
+    """Contrast and batch statistics reach over processes: half of the batch each, same numbers."""
+    # Once for all methods: starting processes takes longer than what they do.
+    torch.multiprocessing.spawn(two_processes.half_batches, (str(tmp_path), COUPLED), nprocs=2)
+    pair = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for key in COUPLED:
+        method = build(key)
+        losses = method(*batch(method))
+        losses.total.backward()
+        seen = [found[key] for found in pair]
+        assert_close({name: (seen[0][0][name] + seen[1][0][name]) / 2 for name in losses}, dict(losses))
+        for name, parameter in parameters(method).items():
+            if parameter.grad is not None:
+                mean = (seen[0][1][name] + seen[1][1][name]) / 2
+                torch.testing.assert_close(mean, parameter.grad, rtol=1e-4, atol=1e-6, msg=f"{key}: {name}")
 
 
 # Settings ---------------------------------------------------------------------------------------------

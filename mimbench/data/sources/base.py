@@ -12,7 +12,7 @@ import numpy as np
 
 from mimbench.data import images
 from mimbench.errors import UserError
-from mimbench.spec import Augmentation
+from mimbench.spec import Augmentation, View
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class DataDefaults:
         low, high = augmentation.crop_scale
         bounds = (max(low, self.crop_min), max(high, self.crop_min))
         return augmentation.model_copy(update={"flip": augmentation.flip and self.flip, "crop_scale": bounds})
+
+    def suit_views(self, views: tuple[View, ...]) -> tuple[View, ...]:
+        """Views whose augmentations suit these images."""
+        return tuple(v.model_copy(update={"augmentation": self.suit(v.augmentation)}) for v in views)
 
 
 class Units:
