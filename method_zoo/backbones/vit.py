@@ -33,17 +33,18 @@ SIZES: dict[str, dict[str, int]] = {
 NORM_EPS = 1e-6  # of every layer norm, as in ViT, MAE, BEiT and SimMIM
 
 
-def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+def sincos_positions(dim: int, grid: tuple[int, int], first: Literal["x", "y"] = "x") -> Tensor:
     """Fixed 2-D position table, float32 [H·W, dim] in raster order.
 
     The first half of the channels encodes x, the second y, each as dim/4 sines, then dim/4 cosines, of
     frequencies 10000^(-4k/dim): the table of MAE (arXiv:2111.06377), computed in float64 as there.
+    ``first="y"`` swaps the halves, as the code of MoCo v3 (arXiv:2104.02057) has them.
     """
     if dim % 4:
         raise UserError(f"sin-cos positions take a width that is a multiple of 4, got {dim}")
     frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (x, y)]
+    angles = [axis.reshape(-1, 1) * frequencies for axis in ((x, y) if first == "x" else (y, x))]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
@@ -70,13 +71,15 @@ class LayerNorm(nn.LayerNorm):
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929) that takes a mask.
 
-    positions: added to the embedded patches: MAE's fixed table, a learned one (class token included), none.
+    positions: added to the embedded patches: MAE's fixed table, the same with y's half first (MoCo v3's), a
+    learned one (class token included), none.
     rel_pos: BEiT's relative position bias on the attention: one table, one a block, none.
     layer_scale: initial factor on each residual branch (arXiv:2103.17239); None leaves it out.
     qkv_bias: on queries, keys and values, or on queries and values only.
     drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block; grows linearly from 0.
     mask_token: whether there is one, which ``encode(..., fill="token")`` asks for.
-    init: "mae" (Xavier) or "beit" (normal of 0.02, output projections scaled down by depth).
+    init: "mae" (Xavier), "mocov3" (the same, queries, keys and values each on its own) or "beit" (normal
+    of 0.02, output projections scaled down by depth).
     """
 
     def __init__(
@@ -90,13 +93,13 @@ class ViT(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         cls_token: bool = True,
-        positions: Literal["sincos", "learned", "none"] = "sincos",
+        positions: Literal["sincos", "sincos_y_first", "learned", "none"] = "sincos",
         rel_pos: Literal["none", "shared", "per_block"] = "none",
         layer_scale: float | None = None,
         qkv_bias: Literal["full", "query_value", "none"] = "full",
         drop_path: float = 0.0,
         mask_token: bool = False,
-        init: Literal["mae", "beit"] = "mae",
+        init: Literal["mae", "mocov3", "beit"] = "mae",
     ):
         super().__init__()
         self.config: dict[str, Any] = {
@@ -127,9 +130,10 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
         n_patches = self.grid[0] * self.grid[1]
-        if positions == "sincos":
+        if positions in ("sincos", "sincos_y_first"):
             # Derived from the config, so it is not part of the state. The class token's row is zero.
-            table = F.pad(sincos_positions(embed_dim, self.grid), (0, 0, self.prefix, 0))
+            table = sincos_positions(embed_dim, self.grid, "x" if positions == "sincos" else "y")
+            table = F.pad(table, (0, 0, self.prefix, 0))
             self.register_buffer("pos_embed", table[None], persistent=False)
         elif positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + n_patches, embed_dim))
@@ -153,7 +157,7 @@ class ViT(nn.Module):
             for block in self.blocks:
                 block.attn.qkv = QueryValueBias(embed_dim)
         self.norm = LayerNorm(embed_dim)
-        {"mae": self._init_mae, "beit": self._init_beit}[init]()
+        {"mae": self._init_mae, "mocov3": self._init_mocov3, "beit": self._init_beit}[init]()
 
     def _init_mae(self) -> None:
         """As facebookresearch/mae initialises: Xavier for every matrix, normal of 0.02 for tokens."""
@@ -165,6 +169,13 @@ class ViT(nn.Module):
                 nn.init.normal_(token, std=0.02)
         if isinstance(self.pos_embed, nn.Parameter):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def _init_mocov3(self) -> None:
+        """As facebookresearch/moco-v3 initialises its ViT, which BootMAE's code does too."""
+        self._init_mae()
+        xavier_(self, joint=False)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
 
     def _init_beit(self) -> None:
         """As microsoft/unilm's beit initialises, truncated at one standard deviation as there."""
@@ -279,8 +290,8 @@ class ViT(nn.Module):
         return self.encode(images)
 
 
-def choose_attention(blocks: Iterable[Block], x: Tensor) -> None:
-    """Set the blocks' attention to fused, or to separate products where that is faster by far.
+def fused_attention_pays(x: Tensor) -> bool:
+    """Whether fused attention is the faster choice for x.
 
     The backward pass of torch's fused CPU attention in bfloat16 takes 3 to 10 times as long as two batched
     products and a softmax at the 17 to 197 tokens of these models (torch 2.13); it is the one case.
@@ -288,9 +299,13 @@ def choose_attention(blocks: Iterable[Block], x: Tensor) -> None:
     half = x.dtype == torch.bfloat16 or (
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
-    fused = not (x.device.type == "cpu" and half and torch.is_grad_enabled())
+    return not (x.device.type == "cpu" and half and torch.is_grad_enabled())
+
+
+def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:
+    """Set the ``attn`` of blocks to fused, or to separate products where those are faster by far."""
     for block in blocks:
-        block.attn.fused_attn = fused
+        block.attn.fused_attn = fused_attention_pays(x)
 
 
 def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -301,11 +316,17 @@ def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Ten
     return (scores if bias is None else scores + bias).softmax(-1)
 
 
-def xavier_(module: nn.Module) -> None:
-    """Initialise every linear layer inside as MAE's code does: Xavier uniform, biases zero."""
-    for part in module.modules():
+def xavier_(module: nn.Module, joint: bool = True) -> None:
+    """Initialise every linear layer inside as MAE's code does: Xavier uniform, biases zero.
+
+    joint: whether a joint query-key-value matrix is drawn as one matrix; False draws it as three, as MoCo
+    v3's code does.
+    """
+    for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            parts = 1 if joint or name.rpartition(".")[2] != "qkv" else 3
+            for weight in part.weight.chunk(parts):
+                nn.init.xavier_uniform_(weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 

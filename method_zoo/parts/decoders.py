@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
 import torch
 from timm.models.vision_transformer import Block
@@ -36,14 +38,24 @@ def decoder_size(
 class MaskTokens(nn.Module):
     """Turns the visible tokens of an encoder into a decoder's full sequence.
 
-    Projects them, appends a learned mask token for each hidden patch and adds fixed positions to both.
+    Projects them, appends a learned mask token for each hidden patch and adds fixed positions to both, or
+    to the hidden ones only (``visible_positions=False``). first: see ``sincos_positions``.
     """
 
-    def __init__(self, encoder_dim: int, dim: int, grid: tuple[int, int]):
+    def __init__(
+        self,
+        encoder_dim: int,
+        dim: int,
+        grid: tuple[int, int],
+        *,
+        first: Literal["x", "y"] = "x",
+        visible_positions: bool = True,
+    ):
         super().__init__()
         self.embed = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.register_buffer("positions", sincos_positions(dim, grid), persistent=False)
+        self.visible_positions = visible_positions
+        self.register_buffer("positions", sincos_positions(dim, grid, first), persistent=False)
         xavier_(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -53,8 +65,9 @@ class MaskTokens(nn.Module):
         hidden: raster indices of the hidden patches, [B, m]; None appends none. A transformer with
         positions does not care for the order, so nothing is shuffled back.
         """
-        visible = self.positions if encoded.kept is None else self.positions[encoded.kept]
-        parts = [self.embed(encoded.patches) + visible]
+        parts = [self.embed(encoded.patches)]
+        if self.visible_positions:
+            parts[0] = parts[0] + (self.positions if encoded.kept is None else self.positions[encoded.kept])
         if encoded.cls is not None:  # its position is zero, as in MAE
             parts.insert(0, self.embed(encoded.cls).unsqueeze(1).to(parts[0].dtype))
         if hidden is not None:
