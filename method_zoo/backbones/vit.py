@@ -77,6 +77,7 @@ class ViT(nn.Module):
     layer_scale: initial factor on each residual branch (arXiv:2103.17239); None leaves it out.
     qkv_bias: on queries, keys and values, or on queries and values only.
     drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block; grows linearly from 0.
+    final_norm: whether a layer norm follows the last block; without, the tokens are the last block's.
     mask_token: whether there is one, which ``encode(..., fill="token")`` asks for.
     init: "mae" (Xavier), "mocov3" (the same, queries, keys and values each on its own) or "beit" (normal
     of 0.02, output projections scaled down by depth).
@@ -99,6 +100,7 @@ class ViT(nn.Module):
         qkv_bias: Literal["full", "query_value", "none"] = "full",
         drop_path: float = 0.0,
         mask_token: bool = False,
+        final_norm: bool = True,
         init: Literal["mae", "mocov3", "beit"] = "mae",
     ):
         super().__init__()
@@ -116,6 +118,7 @@ class ViT(nn.Module):
             "qkv_bias": qkv_bias,
             "drop_path": drop_path,
             "mask_token": mask_token,
+            "final_norm": final_norm,
             "init": init,
         }
         if embed_dim % num_heads:
@@ -156,7 +159,7 @@ class ViT(nn.Module):
         if qkv_bias == "query_value":
             for block in self.blocks:
                 block.attn.qkv = QueryValueBias(embed_dim)
-        self.norm = LayerNorm(embed_dim)
+        self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
         {"mae": self._init_mae, "mocov3": self._init_mocov3, "beit": self._init_beit}[init]()
 
     def _init_mae(self) -> None:
@@ -283,7 +286,7 @@ class ViT(nn.Module):
         return (x[:, 0] if self.prefix else None), x[:, self.prefix :]
 
     def final_norm(self, tokens: Tensor) -> Tensor:
-        """The layer norm after the last block, on the last dimension."""
+        """The layer norm after the last block, if there is one, on the last dimension."""
         return self.norm(tokens)
 
     def forward(self, images: Tensor) -> Encoded:

@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mae": {"mask_token": True},
     "beit": BEIT,
     "per block": {**BEIT, "rel_pos": "per_block", "positions": "learned"},
+    "no final norm": {"positions": "sincos_y_first", "final_norm": False, "mask_token": True},
     "no class token": {"cls_token": False, "rel_pos": "shared", "mask_token": True, "qkv_bias": "none"},
 }
 
