@@ -33,6 +33,20 @@ def mask_from_scores(scores: Tensor, n_hidden: int) -> Tensor:
     return mask.scatter_(1, order[:, :n_hidden], True)
 
 
+def weighted_order(keys: Tensor, weights: Tensor, purpose: str = "mask") -> Tensor:
+    """Scores [B, N], float32, whose ascending order is a draw without replacement, likely patches first.
+
+    The first patch is drawn with probability proportional to its weight, each next one likewise among
+    those left: what ``torch.multinomial`` draws in MILAN (arXiv:2208.06049) and MaskAlign
+    (arXiv:2211.08887). Drawn as arrival times of exponential clocks whose rates are the weights, which is
+    the Gumbel top-k trick (arXiv:1903.06059) before its logarithm: a row depends on its own key alone.
+
+    weights: non-negative [B, N]; a patch of weight 0 comes after every other one.
+    """
+    clocks = -torch.log1p(-rng.uniform(keys, weights.shape[1], purpose))
+    return clocks.clamp(min=1e-30) / weights.float()
+
+
 def _check_leaves_both(n_hidden: int, n: int, asked: str, grid: tuple[int, int]) -> int:
     if not 0 < n_hidden < n:
         what = "every patch" if n_hidden >= n else "no patch"

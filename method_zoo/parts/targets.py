@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
+from torch.nn import functional as F
+
+FeatureNorm = Literal["none", "l2", "whiten"]
 
 
 def normalised(patches: Tensor, eps: float = 1e-6) -> Tensor:
@@ -11,3 +16,16 @@ def normalised(patches: Tensor, eps: float = 1e-6) -> Tensor:
     MAE's target (arXiv:2111.06377): unbiased variance, ``eps`` added to it.
     """
     return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + eps).sqrt()
+
+
+def normalised_features(features: Tensor, how: FeatureNorm) -> Tensor:
+    """A teacher's features [..., D], each by itself: unit length, or mean 0 and variance 1 ("whiten").
+
+    "whiten" is a layer norm without gain and bias, as Feature Distillation (arXiv:2205.14141) names it:
+    biased variance plus 1e-5. Of the zero vector both make zero.
+    """
+    if how == "l2":
+        return F.normalize(features, dim=-1)
+    if how == "whiten":
+        return F.layer_norm(features, features.shape[-1:])
+    return features
