@@ -242,12 +242,15 @@ class ViT(nn.Module):
 
         images: normalised [B, 3, S, S]. mask: bool [B, N], True = hidden; the hidden patches are left
         out (``fill="drop"``, equally many in each row) or replaced by the mask token. layers: blocks
-        whose output to give before the final norm, counted from the end (-1 is the last). attention:
-        also give the last block's attention probabilities, [B, heads, T, T]. keys: int64 [B], what
+        whose output to give before the final norm, counted from the end (-1 is the last); -depth - 1 is
+        what the first block gets. attention: also give the last block's attention probabilities, [B, heads, T, T]. keys: int64 [B], what
         drop path's draws depend on; torch's generator where None.
         """
-        if any(not -self.depth <= layer < 0 for layer in layers):
-            raise ValueError(f"layers count from the end, -1 to -{self.depth}; got {list(layers)}")
+        if any(not -self.depth - 1 <= layer < 0 for layer in layers):
+            raise ValueError(
+                f"layers count from the end, -1 to -{self.depth}, and -{self.depth + 1} for what the first "
+                f"block gets; got {list(layers)}"
+            )
         kept = where(~mask) if mask is not None and fill == "drop" else None
         x = self._embed(images, kept)
         if mask is not None and kept is None:
@@ -262,7 +265,7 @@ class ViT(nn.Module):
         if self.pos_embed is not None:
             x = x + (self.pos_embed if tokens is None else self.pos_embed[0][tokens])
 
-        taps: dict[int, Tensor] = {}
+        taps: dict[int, Tensor] = {-self.depth - 1: x}
         probabilities = None
         biases = [self._bias(table, tokens) for table in self.rel_pos]
         scales = self._residual_scales(len(x), keys, x)

@@ -183,7 +183,17 @@ def test_taps_come_before_the_norm_and_in_the_order_asked(kind: dict[str, Any]) 
     assert_close(encoded.layers[1][1], shorter.encode(x, layers=(-1,)).layers[0][1])
 
 
-@pytest.mark.parametrize("layer", [0, 2, -4])
+def test_the_layer_before_the_first_block_is_its_input(kind: dict[str, Any]) -> None:
+    backbone, x = vit(**kind), images()
+    encoded = backbone.encode(x, layers=(-3, -4))
+    seen: list[Tensor] = []
+    backbone.blocks[0].register_forward_pre_hook(lambda block, given: seen.append(given[0]))
+    backbone.encode(x)
+    cls, patches = encoded.layers[1]
+    assert torch.equal(patches if cls is None else torch.cat([cls[:, None], patches], 1), seen[0])
+
+
+@pytest.mark.parametrize("layer", [0, 2, -5])
 def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
     with pytest.raises(ValueError, match="-1 to -3"):
         vit().encode(images(), layers=(layer,))
