@@ -74,12 +74,14 @@ def averaged(x: Tensor) -> Tensor:
 class BatchNorm1d(nn.BatchNorm1d):
     """Batch norm whose training statistics are over all processes' rows, on any device.
 
-    torch's own ``SyncBatchNorm`` refuses the CPU. Equal to ``nn.BatchNorm1d`` with one process.
+    torch's own ``SyncBatchNorm`` refuses the CPU. Equal to ``nn.BatchNorm1d`` with one process, which
+    uses the statistics of its batch in eval mode too where it tracks none.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, D] or [B, D, L]."""
-        if not self.training or world_size() == 1:
+        by_batch = self.training or not self.track_running_stats
+        if not by_batch or world_size() == 1:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
