@@ -207,8 +207,14 @@ class ViT(nn.Module):
         projection = self.patch_embed.proj
         return F.linear(patches, projection.weight.flatten(1), projection.bias)
 
+    def position_bias(self, table: int = 0, tokens: Tensor | None = None) -> Tensor | None:
+        """Attention bias [1, heads, T, T] of relative positions, or for the given tokens [B, t] only:
+        [B, heads, t, t]. None for a backbone without."""
+        if not self.rel_pos:
+            return None
+        return self._bias(self.rel_pos[table], tokens)
+
     def _bias(self, table: RelPosBias, tokens: Tensor | None) -> Tensor:
-        """Attention bias [1, heads, T, T], or for the given tokens [B, t] only: [B, heads, t, t]."""
         if tokens is None:
             return table.get_bias()
         full = self.prefix + self.grid[0] * self.grid[1]
@@ -216,18 +222,9 @@ class ViT(nn.Module):
         index = index[tokens.unsqueeze(2), tokens.unsqueeze(1)]
         return table.relative_position_bias_table[index].permute(0, 3, 1, 2).contiguous()
 
-    def _residual_scales(self, batch: int, keys: Tensor | None, like: Tensor) -> Tensor | None:
-        """What each branch of each block is multiplied with, [depth, 2, B, 1, 1]; None where all by 1."""
-        if not (self.training and self.drop_path):
-            return None
-        shape = (batch, self.depth, 2)
-        if keys is None:
-            draws = torch.rand(shape, device=like.device)
-        else:
-            draws = rng.uniform(keys, 2 * self.depth, "drop path").view(shape)
-        rates = torch.linspace(0, self.drop_path, self.depth, device=like.device).view(1, -1, 1)
-        scales = (draws >= rates) / (1 - rates)
-        return scales.permute(1, 2, 0)[..., None, None].to(like.dtype)
+    def drop_rates(self) -> list[float]:
+        """Drop path's rate of each block while training: grows linearly from 0 to ``drop_path``."""
+        return torch.linspace(0, self.drop_path, self.depth).tolist()
 
     def encode(
         self,
@@ -243,42 +240,57 @@ class ViT(nn.Module):
         images: normalised [B, 3, S, S]. mask: bool [B, N], True = hidden; the hidden patches are left
         out (``fill="drop"``, equally many in each row) or replaced by the mask token. layers: blocks
         whose output to give before the final norm, counted from the end (-1 is the last); -depth - 1 is
-        what the first block gets. attention: also give the last block's attention probabilities, [B, heads, T, T]. keys: int64 [B], what
-        drop path's draws depend on; torch's generator where None.
+        what the first block gets. attention: also give the last block's attention probabilities,
+        [B, heads, T, T]. keys: int64 [B], what drop path's draws depend on; torch's generator where None.
         """
-        if any(not -self.depth - 1 <= layer < 0 for layer in layers):
-            raise ValueError(
-                f"layers count from the end, -1 to -{self.depth}, and -{self.depth + 1} for what the first "
-                f"block gets; got {list(layers)}"
-            )
+        x, kept, tokens = self.embed(images, mask, fill)
+        return self.transform(x, kept, tokens, layers, attention, keys)
+
+    def embed(
+        self, images: Tensor, mask: Tensor | None, fill: Literal["drop", "token"]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the first block gets of images, [B, T, D]; the patches that are there (``Encoded.kept``); the
+        indices of the tokens that are, class token included. None where all are. See ``encode``."""
         kept = where(~mask) if mask is not None and fill == "drop" else None
         x = self._embed(images, kept)
         if mask is not None and kept is None:
             if self.mask_token is None:
                 raise ValueError("fill='token' takes a backbone built with mask_token=True")
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        tokens = None  # indices of the tokens that are there, class token included
+        tokens = None
         if kept is not None:
             tokens = F.pad(kept + self.prefix, (self.prefix, 0))
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         if self.pos_embed is not None:
             x = x + (self.pos_embed if tokens is None else self.pos_embed[0][tokens])
+        return x, kept, tokens
 
+    def transform(
+        self,
+        x: Tensor,
+        kept: Tensor | None = None,
+        tokens: Tensor | None = None,
+        layers: Sequence[int] = (),
+        attention: bool = False,
+        keys: Tensor | None = None,
+    ) -> Encoded:
+        """The blocks and the final norm, on what ``embed`` gave. See ``encode``."""
+        if any(not -self.depth - 1 <= layer < 0 for layer in layers):
+            raise ValueError(
+                f"layers count from the end, -1 to -{self.depth}, and -{self.depth + 1} for what the first "
+                f"block gets; got {list(layers)}"
+            )
         taps: dict[int, Tensor] = {-self.depth - 1: x}
         probabilities = None
         biases = [self._bias(table, tokens) for table in self.rel_pos]
-        scales = self._residual_scales(len(x), keys, x)
+        scales = drop_path_scales(self.drop_rates(), x, keys) if self.training else None
         choose_attention(self.blocks, x)
         for i, block in enumerate(self.blocks):
             bias = biases[i % len(biases)] if biases else None
             if attention and i == self.depth - 1:
                 probabilities = attention_probabilities(block, x, bias)
-            if scales is None:
-                x = block(x, attn_mask=bias)
-            else:
-                x = x + scales[i, 0] * block.ls1(block.attn(block.norm1(x), attn_mask=bias))
-                x = x + scales[i, 1] * block.ls2(block.mlp(block.norm2(x)))
+            x = run_block(block, x, bias, None if scales is None else scales[i])
             if i - self.depth in layers:
                 taps[i - self.depth] = x
 
@@ -306,6 +318,35 @@ def fused_attention_pays(x: Tensor) -> bool:
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
     return not (x.device.type == "cpu" and half and torch.is_grad_enabled())
+
+
+def drop_path_scales(
+    rates: Sequence[float], x: Tensor, keys: Tensor | None, purpose: str = "drop path"
+) -> Tensor | None:
+    """What the two residual branches of blocks are multiplied with under drop path (arXiv:1603.09382).
+
+    rates: of each block, [n]. x: tokens [B, T, D]. keys: int64 [B], what the draws depend on; torch's
+    generator where None. Returns [n, 2, B, 1, 1]: 0, or 1 / (1 - rate); None where all rates are 0.
+    """
+    if not any(rates):
+        return None
+    shape = (len(x), len(rates), 2)
+    if keys is None:
+        draws = torch.rand(shape, device=x.device)
+    else:
+        draws = rng.uniform(keys, 2 * len(rates), purpose).view(shape)
+    rate = torch.tensor(rates, device=x.device).view(1, -1, 1)
+    scales = (draws >= rate) / (1 - rate)
+    return scales.permute(1, 2, 0)[..., None, None].to(x.dtype)
+
+
+def run_block(block: Block, x: Tensor, bias: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
+    """A block's output on x [B, T, D]. bias: added to the attention's scores; scales: [2, B, 1, 1], on its
+    residual branches (see ``drop_path_scales``)."""
+    if scales is None:
+        return block(x, attn_mask=bias)
+    x = x + scales[0] * block.ls1(block.attn(block.norm1(x), attn_mask=bias))
+    return x + scales[1] * block.ls2(block.mlp(block.norm2(x)))
 
 
 def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:

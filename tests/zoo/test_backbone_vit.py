@@ -16,7 +16,7 @@ import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.models.vision_transformer import VisionTransformer
 
 from method_zoo.backbones import build
-from method_zoo.backbones.vit import ViT, sincos_positions
+from method_zoo.backbones.vit import ViT, drop_path_scales, sincos_positions
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 
@@ -255,7 +255,8 @@ def test_dropped_branches_hang_on_the_sample_and_not_on_its_batch() -> None:
 
 def test_dropped_branches_keep_their_mean_and_their_rate() -> None:
     backbone = vit(drop_path=0.4).train()
-    scales = backbone._residual_scales(20_000, torch.arange(20_000), torch.zeros(1))
+    keys = torch.arange(20_000)
+    scales = drop_path_scales(backbone.drop_rates(), torch.zeros(len(keys), 1, 1), keys)
     assert scales.shape == (3, 2, 20_000, 1, 1)
     rates = (scales == 0).double().mean((2, 3, 4))
     expected = torch.tensor([[0.0], [0.2], [0.4]], dtype=torch.float64).expand(3, 2)
