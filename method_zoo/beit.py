@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from method_zoo.backbones.vit import truncated_normal_
 from method_zoo.parts.frozen import Frozen
+from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import BlockMask
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Tokenizer
@@ -96,8 +97,7 @@ class BEiT(Method):
         self.masking.n_hidden(backbone.grid)  # a ratio too small or large for the grid is found out now
         self.head = nn.Linear(backbone.embed_dim, tokenizer.vocabulary)
         truncated_normal_(self.head)
-        self.register_buffer("mean", torch.tensor(self.card.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.card.std).view(1, 3, 1, 1), persistent=False)
+        self.denormalise = Denormalise(self.card)
 
     def forward(self, images: Tensor, step: Step) -> Losses:
         mask = self.masking(step.keys, self.encoder.grid)
@@ -106,10 +106,9 @@ class BEiT(Method):
     @torch.no_grad()
     def token_ids(self, images: Tensor) -> Tensor:
         """Target tokens of normalised images, int64 [B, N]."""
-        plain = (images * self.std + self.mean).clamp(0, 1)
         # Which code is nearest must not depend on the precision the encoder trains in.
         with torch.autocast(images.device.type, enabled=False):
-            return self.tokenizer["tokenizer"].ids(plain, self.encoder.grid).flatten(1)
+            return self.tokenizer["tokenizer"].ids(self.denormalise(images), self.encoder.grid).flatten(1)
 
     def losses(self, images: Tensor, mask: Tensor, ids: Tensor, keys: Tensor | None = None) -> Losses:
         """Losses under a given mask, bool [B, N], True = hidden, and given tokens, int64 [B, N]."""

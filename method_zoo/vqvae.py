@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from method_zoo.parts.tokenizers.resize import resize_to
+from method_zoo.parts.images import resize_to
 from method_zoo.parts.tokenizers.vq import Codebook, conv_decoder, conv_encoder
 from mimbench import rng
 from mimbench.encoder import Backbone

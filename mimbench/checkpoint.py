@@ -151,12 +151,16 @@ def load_encoder(path: Path | str) -> Encoder:
 
     Raises UserError for a missing or foreign file and for weights that do not fit the named backbone.
     """
-    from mimbench.registry import build_backbone
-
     path = Path(path)
     if path.is_dir():
         path = path / ENCODER_FILE
-    state, metadata = read_weights(path)
+    return encoder_of(*read_weights(path), path)
+
+
+def encoder_of(state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> Encoder:
+    """The sealed encoder of what ``read_weights`` found in ``path``."""
+    from mimbench.registry import build_backbone
+
     if not {"backbone_config", "mean", "std"} <= metadata.keys():
         raise UserError(
             f"{path} does not say which backbone it belongs to; give an {ENCODER_FILE} that mimbench wrote"

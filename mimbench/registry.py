@@ -184,3 +184,17 @@ def load_tokenizer(path: Path) -> nn.Module:
     from method_zoo.parts.tokenizers import load_tokenizer as load
 
     return load(path)
+
+
+def load_teacher(path: Path, grid: tuple[int, int]) -> nn.Module:
+    """A frozen teacher (``mimbench.method.Teacher``) from a product of ours or fetched weights of timm."""
+    from method_zoo.parts.teachers import load_teacher as load
+
+    return load(path, grid)
+
+
+def fetch_teacher(name: str) -> Path:
+    """The file of timm's weights ``name``, fetched if need be."""
+    from method_zoo.parts.teachers import fetch_timm
+
+    return fetch_timm(name)

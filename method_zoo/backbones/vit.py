@@ -124,7 +124,7 @@ class ViT(nn.Module):
         if embed_dim % num_heads:
             raise UserError(f"a width of {embed_dim} does not divide into {num_heads} attention heads")
         self.image_size, self.patch_size = image_size, patch_size
-        self.embed_dim, self.depth = embed_dim, depth
+        self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.drop_path = drop_path
         self.prefix = int(cls_token)
@@ -357,10 +357,16 @@ def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:
 
 def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Tensor:
     """A block's attention probabilities [B, heads, T, T] on its input x [B, T, D], by explicit softmax."""
-    attn = block.attn
-    q, k, _ = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, _ = query_key_value(block, x)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def query_key_value(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's queries, keys and values on its input x [B, T, D], each [B, heads, T, D / heads]."""
+    attn = block.attn
+    q, k, v = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return attn.q_norm(q), attn.k_norm(k), v
 
 
 def xavier_(module: nn.Module, joint: bool = True) -> None:

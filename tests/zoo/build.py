@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.parts.teachers import FrozenTeacher
 from mimbench import registry, rng, settings
 from mimbench.data.transforms import TrainTransform
 from mimbench.method import Crop, Losses, Method, Step
@@ -36,8 +37,9 @@ def build(
     if "num_classes" in asked:
         provided["num_classes"] = CLASSES
     for name, default in cls.needs.items():
-        if default is not None and name.endswith("tokenizer"):
-            provided[name] = deepcopy(trained_tokenizer(default, patch_size))
+        if default is not None:
+            make = trained_tokenizer if name.endswith("tokenizer") else trained_teacher
+            provided[name] = deepcopy(make(default, patch_size))
     with seeded_init(seed):
         options = {**cls.card.backbone, **TINY, "drop_path": drop_path}
         backbone = registry.build_backbone(f"vit_micro_patch{patch_size}", IMAGE_SIZE, **options)
@@ -47,12 +49,23 @@ def build(
 @cache
 def trained_tokenizer(key: str, patch_size: int) -> Method:
     """A tokenizer after a few steps: before, nearly all patches get the same token."""
-    tokenizer = build(key, patch_size=patch_size)
-    optimizer = optimiser(tokenizer)
-    images, step = batch(tokenizer, n=64)
+    return _trained(key, patch_size)
+
+
+@cache
+def trained_teacher(key: str, patch_size: int) -> FrozenTeacher:
+    """A method's encoder after a few steps, as other methods get it."""
+    method = _trained(key, patch_size)
+    return FrozenTeacher(method.encoder, method.card.mean, method.card.std, method.encoder.grid)
+
+
+def _trained(key: str, patch_size: int) -> Method:
+    method = build(key, patch_size=patch_size)
+    optimizer = optimiser(method)
+    images, step = batch(method, n=64)
     for _ in range(10):
-        train(tokenizer, optimizer, images, step)
-    return tokenizer
+        train(method, optimizer, images, step)
+    return method
 
 
 @cache

@@ -200,7 +200,7 @@ def test_beit_s_tokenizer_sees_the_plain_image_in_full_precision_and_stays_as_it
     method = BEiT(vit(**BEiT.card.backbone), tokenizer=tokenizer).train()
     plain = torch.rand(4, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = method((plain - method.mean) / method.std, step())
+        losses = method((plain - method.denormalise.mean) / method.denormalise.std, step())
     losses.total.backward()
     torch.testing.assert_close(tokenizer.seen, plain, rtol=0, atol=1e-6)
     assert tokenizer.seen.dtype == torch.float32

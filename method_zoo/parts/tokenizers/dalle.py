@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.parts.images import resize_to
 from method_zoo.parts.tokenizers import official_pickle
-from method_zoo.parts.tokenizers.resize import resize_to
 from mimbench.checkpoint import load_state
 from mimbench.errors import UserError
 
