@@ -93,3 +93,21 @@ class TransformerDecoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.head(self.norm(tokens[:, -last:]))
+
+
+def mae_decoder(
+    backbone: Backbone,
+    out_features: int,
+    dim: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+) -> tuple[MaskTokens, TransformerDecoder]:
+    """MAE's decoder beside ``backbone``: the module that makes its input and the one that predicts from it.
+
+    What is None follows from the backbone (``decoder_size``); the MLPs are as wide as the backbone's in
+    proportion, as in MAE's code. Raises UserError where the width does not divide into the heads.
+    """
+    dim, depth, heads = decoder_size(backbone, dim, depth, heads)
+    mlp_ratio = backbone.config.get("mlp_ratio", 4.0)
+    mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
+    return mask_tokens, TransformerDecoder(dim, depth, heads, out_features, mlp_ratio)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
@@ -25,3 +26,16 @@ def ranking(scores: Tensor, values: Tensor, eps: float = 1e-6) -> Tensor:
     margin = scores.unsqueeze(1) - scores.unsqueeze(2)
     loss = torch.where(larger, (margin.sigmoid() + eps).log(), 0.0)
     return -loss.sum() / larger.sum().clamp(min=1)
+
+
+def uniformity(features: Tensor) -> Tensor:
+    """Mean squared cosine of all pairs of rows, each with itself included. features: [B, D].
+
+    The spectral form of uniformity (HaoChen et al. 2021, arXiv:2106.04156) that U-MAE (arXiv:2210.08344)
+    adds. The mean over pairs is the squared norm of the rows' second moment, which is smaller to compute
+    where rows are many.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows = F.normalize(features, dim=1)
+        product = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+        return product.square().sum() / len(rows) ** 2

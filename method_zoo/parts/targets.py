@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from method_zoo.parts.patches import patchify, take
+
 FeatureNorm = Literal["none", "l2", "whiten"]
 
 
@@ -29,3 +31,12 @@ def normalised_features(features: Tensor, how: FeatureNorm) -> Tensor:
     if how == "whiten":
         return F.layer_norm(features, features.shape[-1:])
     return features
+
+
+def pixels_at(images: Tensor, index: Tensor, patch_size: int, norm: bool = True) -> Tensor:
+    """Pixels of the patches at ``index`` [B, n] of images [B, 3, H, W], as MAE's targets: [B, n, p·p·3].
+
+    norm: each patch by its own mean and variance.
+    """
+    patches = take(patchify(images, patch_size), index)
+    return normalised(patches) if norm else patches
