@@ -57,7 +57,7 @@ class UMAE(Method):
         parity="verified",
         notes=(
             "The feature is the class token, which the code sends through the encoder's last norm twice; "
-            "pool=mean is the code's global_pool: the mean of visible tokens with a norm of its own. Pairs of "
+            "pool=mean is the code's global_pool: the mean of visible tokens with its own norm. Pairs of "
             "an image with itself are part of the mean, as in the code. The linear classifier that the "
             "code trains beside it on detached features is left out. Over several processes the code "
             "drops what other processes' losses say of a feature; here they compute what one would. "
