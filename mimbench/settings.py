@@ -23,7 +23,10 @@ from pydantic.fields import FieldInfo
 
 from mimbench.errors import UserError, unknown
 
-PROVIDED = ("num_classes", "tokenizer")  # keyword arguments that the harness gives, not the user
+
+def is_provided(name: str) -> bool:
+    """Whether the harness gives this keyword argument of a method, and not the user as a setting."""
+    return name == "num_classes" or name.endswith(("tokenizer", "teacher"))
 
 
 class Wanted(NamedTuple):
@@ -47,7 +50,7 @@ def _parameters(cls: type) -> dict[str, tuple[Any, Any]]:
         keyword_only = {
             name: parameter
             for name, parameter in inspect.signature(init).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in PROVIDED
+            if parameter.kind is parameter.KEYWORD_ONLY and not is_provided(name)
         }
         annotations = _resolve({n: p.annotation for n, p in keyword_only.items()}, init.__globals__)
         found = {name: (annotations[name], p.default) for name, p in keyword_only.items()}
