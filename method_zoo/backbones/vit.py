@@ -7,7 +7,8 @@ SimMIM's encoders are settings of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,8 @@ SIZES: dict[str, dict[str, int]] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv:2010.11929), as large
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+Edits = Mapping[int, Callable[[Tensor], Tensor]]
+NO_EDITS: Edits = MappingProxyType({})
 NORM_EPS = 1e-6  # of every layer norm, as in ViT, MAE, BEiT and SimMIM
 
 
@@ -234,6 +237,7 @@ class ViT(nn.Module):
         layers: Sequence[int] = (),
         attention: bool = False,
         keys: Tensor | None = None,
+        edits: Edits = NO_EDITS,
     ) -> Encoded:
         """Tokens of a batch of images.
 
@@ -242,12 +246,18 @@ class ViT(nn.Module):
         whose output to give before the final norm, counted from the end (-1 is the last); -depth - 1 is
         what the first block gets. attention: also give the last block's attention probabilities,
         [B, heads, T, T]. keys: int64 [B], what drop path's draws depend on; torch's generator where None.
+        edits: what a method does to the patch tokens [B, n, D] on their way: key 0 to the embedded patches
+        before positions are added, key k to those that enter the k-th block, 1 to depth.
         """
-        x, kept, tokens = self.embed(images, mask, fill)
-        return self.transform(x, kept, tokens, layers, attention, keys)
+        x, kept, tokens = self.embed(images, mask, fill, edits)
+        return self.transform(x, kept, tokens, layers, attention, keys, edits)
 
     def embed(
-        self, images: Tensor, mask: Tensor | None, fill: Literal["drop", "token"]
+        self,
+        images: Tensor,
+        mask: Tensor | None,
+        fill: Literal["drop", "token"],
+        edits: Edits = NO_EDITS,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the first block gets of images, [B, T, D]; the patches that are there (``Encoded.kept``); the
         indices of the tokens that are, class token included. None where all are. See ``encode``."""
@@ -257,6 +267,8 @@ class ViT(nn.Module):
             if self.mask_token is None:
                 raise ValueError("fill='token' takes a backbone built with mask_token=True")
             x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        if 0 in edits:
+            x = edits[0](x)
         tokens = None
         if kept is not None:
             tokens = F.pad(kept + self.prefix, (self.prefix, 0))
@@ -274,6 +286,7 @@ class ViT(nn.Module):
         layers: Sequence[int] = (),
         attention: bool = False,
         keys: Tensor | None = None,
+        edits: Edits = NO_EDITS,
     ) -> Encoded:
         """The blocks and the final norm, on what ``embed`` gave. See ``encode``."""
         if any(not -self.depth - 1 <= layer < 0 for layer in layers):
@@ -281,13 +294,18 @@ class ViT(nn.Module):
                 f"layers count from the end, -1 to -{self.depth}, and -{self.depth + 1} for what the first "
                 f"block gets; got {list(layers)}"
             )
-        taps: dict[int, Tensor] = {-self.depth - 1: x}
+        if any(not 0 <= place <= self.depth for place in edits):
+            raise ValueError(f"edits take place at 0 to {self.depth}; got {sorted(edits)}")
+        taps: dict[int, Tensor] = {}
         probabilities = None
         biases = [self._bias(table, tokens) for table in self.rel_pos]
         scales = drop_path_scales(self.drop_rates(), x, keys) if self.training else None
         choose_attention(self.blocks, x)
         for i, block in enumerate(self.blocks):
             bias = biases[i % len(biases)] if biases else None
+            if i + 1 in edits:
+                x = torch.cat([x[:, : self.prefix], edits[i + 1](x[:, self.prefix :])], dim=1)
+            taps.setdefault(-self.depth - 1, x)
             if attention and i == self.depth - 1:
                 probabilities = attention_probabilities(block, x, bias)
             x = run_block(block, x, bias, None if scales is None else scales[i])

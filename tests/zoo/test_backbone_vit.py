@@ -335,3 +335,36 @@ def test_images_of_another_size_are_refused() -> None:
 def test_a_mask_token_that_was_not_asked_for_is_named() -> None:
     with pytest.raises(ValueError, match="mask_token=True"):
         vit().encode(images(), mask(), fill="token")
+
+
+def test_edits_that_change_nothing_change_nothing(kind: dict[str, Any]) -> None:
+    backbone, x, hidden = vit(**kind), images(), mask()
+    places = range(backbone.depth + 1)
+    plain = backbone.encode(x, hidden, layers=[-2])
+    edited = backbone.encode(x, hidden, layers=[-2], edits=dict.fromkeys(places, torch.clone))
+    for one, other in zip((*plain[:2], *plain.layers[0]), (*edited[:2], *edited.layers[0]), strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_an_edit_reaches_the_blocks_after_its_place_and_no_earlier_one(place: int) -> None:
+    backbone, x = vit(positions="learned"), images()
+    layers = [-4, -3, -2, -1]  # -4 is what the first block gets
+    plain = backbone.encode(x, layers=layers)
+    edited = backbone.encode(x, layers=layers, edits={place: lambda tokens: tokens + 1})
+    for block, (before, after) in enumerate(zip(plain.layers, edited.layers, strict=True)):
+        assert torch.equal(before[1], after[1]) == (max(block, 1) < place)
+
+
+def test_editing_the_embedded_patches_is_editing_what_positions_are_added_to() -> None:
+    backbone, x = vit(positions="learned"), images()
+    shift = torch.randn(1, 25, 24, dtype=torch.float64)
+    by_edit = backbone.encode(x, edits={0: lambda tokens: tokens + shift})
+    with torch.no_grad():
+        backbone.pos_embed[:, 1:] += shift
+    assert_close(by_edit.patches, backbone.encode(x).patches)
+
+
+def test_an_edit_nowhere_is_an_error() -> None:
+    with pytest.raises(ValueError, match="0 to 3"):
+        vit().encode(images(), edits={4: torch.clone})
