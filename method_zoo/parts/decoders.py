@@ -75,6 +75,20 @@ class MaskTokens(nn.Module):
         return torch.cat(parts, dim=1)
 
 
+class HiddenTokens(nn.Module):
+    """A learned mask token with a fixed position for each hidden patch. first: see ``sincos_positions``."""
+
+    def __init__(self, dim: int, grid: tuple[int, int], *, first: Literal["x", "y"] = "x"):
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("positions", sincos_positions(dim, grid, first), persistent=False)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, m, dim]. hidden: raster indices of the hidden patches, [B, m]."""
+        return self.mask_token + self.positions[hidden]
+
+
 class TransformerDecoder(nn.Module):
     """Transformer blocks, a norm and a linear head on a sequence's last tokens (MAE, arXiv:2111.06377)."""
 

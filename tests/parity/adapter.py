@@ -46,6 +46,8 @@ class Adapter:
     losses: our losses on the official inputs and draws.
     rules: our parameter names to official ones.
     unused: official state that ours computes by itself or has no use for, a regular expression.
+    tables: our fixed position tables and their official names, where the official code computes them in
+        float32: full records hold them, and parity to 1e-9 takes their very roundings.
     parts: our loss terms and their official names.
     check: what else the record can tell.
     unsupported: why a configuration cannot be built, None where it can.
@@ -55,6 +57,7 @@ class Adapter:
     losses: Callable[[Any, Official], Losses]
     rules: Callable[[Config], Rules]
     unused: str = r"(?!)"
+    tables: dict[str, str] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
     check: Callable[[Any, Official], None] = lambda method, run: None
     unsupported: Callable[[Config], str | None] = _always
@@ -72,6 +75,12 @@ class Adapter:
         with torch.no_grad():
             for ours, parameter in parameters.items():
                 parameter.copy_(run.state[names[ours]].reshape(parameter.shape))
+            for ours, official in self.tables.items():
+                if official in run.state:
+                    table = method.get_buffer(ours)
+                    rows = run.state[official].flatten(0, -2)[-table.shape[-2] :]  # class token's first
+                    torch.testing.assert_close(table, rows.view(table.shape), rtol=0, atol=3e-7)
+                    table.copy_(rows.view(table.shape))
         return names
 
 
