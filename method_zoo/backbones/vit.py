@@ -148,20 +148,7 @@ class ViT(nn.Module):
 
         tables = {"none": 0, "shared": 1, "per_block": depth}[rel_pos]
         self.rel_pos = nn.ModuleList(RelPosBias(self.grid, num_heads, self.prefix) for _ in range(tables))
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias == "full",
-                init_values=layer_scale,
-                norm_layer=LayerNorm,
-            )
-            for _ in range(depth)
-        )
-        if qkv_bias == "query_value":
-            for block in self.blocks:
-                block.attn.qkv = QueryValueBias(embed_dim)
+        self.blocks = nn.ModuleList(make_block(self.config) for _ in range(depth))
         self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
         {"mae": self._init_mae, "mocov3": self._init_mocov3, "beit": self._init_beit}[init]()
 
@@ -189,9 +176,7 @@ class ViT(nn.Module):
         for parameter in (self.cls_token, self.mask_token, self.pos_embed):
             if isinstance(parameter, nn.Parameter):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
-        for i, block in enumerate(self.blocks, start=1):
-            for projection in (block.attn.proj, block.mlp.fc2):
-                projection.weight.data.div_(math.sqrt(2 * i))
+        shrink_outputs_(self.blocks)
         for bias in self.rel_pos:
             nn.init.zeros_(bias.relative_position_bias_table)
 
@@ -336,6 +321,29 @@ def fused_attention_pays(x: Tensor) -> bool:
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     )
     return not (x.device.type == "cpu" and half and torch.is_grad_enabled())
+
+
+def make_block(config: Mapping[str, Any]) -> Block:
+    """A block as the backbone of this ``config`` has them."""
+    dim = config["embed_dim"]
+    block = Block(
+        dim,
+        config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        qkv_bias=config["qkv_bias"] == "full",
+        init_values=config["layer_scale"],
+        norm_layer=LayerNorm,
+    )
+    if config["qkv_bias"] == "query_value":
+        block.attn.qkv = QueryValueBias(dim)
+    return block
+
+
+def shrink_outputs_(blocks: Iterable[Block], first: int = 1) -> None:
+    """Divide what each block's branches end in by √(2·i), i the block's number counted from ``first`` (BEiT)."""
+    for i, block in enumerate(blocks, start=first):
+        for projection in (block.attn.proj, block.mlp.fc2):
+            projection.weight.data.div_(math.sqrt(2 * i))
 
 
 def drop_path_scales(

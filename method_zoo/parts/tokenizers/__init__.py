@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from method_zoo.parts.tokenizers import dalle
 from mimbench import registry
 from mimbench.checkpoint import load_state, read_weights
 from mimbench.errors import UserError
+from mimbench.method import Tokenizer
 
 PRODUCT = "tokenizer.safetensors"  # of a tokenizer job
+
+
+@torch.no_grad()
+def token_ids(tokenizer: Tokenizer, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Target tokens on ``grid`` in raster order, int64 [B, N]. images: float [B, 3, S, S] in [0, 1].
+
+    In the images' own precision: which code is nearest must not depend on the one the encoder trains in.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return tokenizer.ids(images, grid).flatten(1)
 
 
 def load_tokenizer(path: Path | str) -> nn.Module:
