@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +12,7 @@ from method_zoo.backbones.vit import truncated_normal_
 from method_zoo.parts.frozen import Frozen
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import BlockMask
+from method_zoo.parts.tokenizers import token_ids
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Tokenizer
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -101,14 +101,8 @@ class BEiT(Method):
 
     def forward(self, images: Tensor, step: Step) -> Losses:
         mask = self.masking(step.keys, self.encoder.grid)
-        return self.losses(images, mask, self.token_ids(images), step.keys)
-
-    @torch.no_grad()
-    def token_ids(self, images: Tensor) -> Tensor:
-        """Target tokens of normalised images, int64 [B, N]."""
-        # Which code is nearest must not depend on the precision the encoder trains in.
-        with torch.autocast(images.device.type, enabled=False):
-            return self.tokenizer["tokenizer"].ids(self.denormalise(images), self.encoder.grid).flatten(1)
+        ids = token_ids(self.tokenizer["tokenizer"], self.denormalise(images), self.encoder.grid)
+        return self.losses(images, mask, ids, step.keys)
 
     def losses(self, images: Tensor, mask: Tensor, ids: Tensor, keys: Tensor | None = None) -> Losses:
         """Losses under a given mask, bool [B, N], True = hidden, and given tokens, int64 [B, N]."""

@@ -156,7 +156,7 @@ class BEiTv2(Method):
         )
 
     def _aggregate(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """The aggregation head's patch tokens, [B, N, D], of the class token and early patches [B, 1 + N, D]."""
+        """Patch tokens after the aggregation head, [B, N, D]. x: class token, early patches [B, 1 + N, D]."""
         scales = drop_path_scales(self.drop_rates, x, keys, "aggregation") if self.training else None
         bias = self.encoder.position_bias()
         choose_attention(self.aggregation, x)

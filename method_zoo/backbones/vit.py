@@ -340,7 +340,7 @@ def make_block(config: Mapping[str, Any]) -> Block:
 
 
 def shrink_outputs_(blocks: Iterable[Block], first: int = 1) -> None:
-    """Divide what each block's branches end in by √(2·i), i the block's number counted from ``first`` (BEiT)."""
+    """Divide the last weights of each block's branches by √(2·i), as BEiT does; i counts from ``first``."""
     for i, block in enumerate(blocks, start=first):
         for projection in (block.attn.proj, block.mlp.fc2):
             projection.weight.data.div_(math.sqrt(2 * i))

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from method_zoo.parts.tokenizers import load_tokenizer
 from method_zoo.parts.tokenizers.dalle import DalleEncoder
-from method_zoo.parts.tokenizers.vq import Codebook, conv_decoder, conv_encoder, strides
+from method_zoo.parts.frozen import Borrowed
+from method_zoo.parts.tokenizers.vq import Codebook, SphericalCodebook, conv_decoder, conv_encoder, strides
 from mimbench import rng
 from mimbench.checkpoint import save_weights
 from mimbench.errors import UserError
@@ -78,6 +79,51 @@ def test_codes_follow_the_papers_moving_average() -> None:
             m[i] = decay * m[i] + (1 - decay) * mine.sum(0)
             codes[i] = m[i] / n[i]
         torch.testing.assert_close(codebook.codes, codes)
+
+
+def test_spherical_codes_follow_the_codes_published_rule() -> None:
+    """The rule of BEiT v2's code, written out code by code; similarity decides, not length."""
+    decay = 0.05
+    codebook = SphericalCodebook(8, 6, decay=decay)
+    codebook.idle.zero_()
+    codes = codebook.codes.clone()
+    torch.testing.assert_close(codes.norm(dim=1), torch.ones(8))
+    for seed in range(4):
+        z, scores = vectors(40, seed=seed)
+        z *= torch.linspace(0.1, 10, 40)[:, None]
+        ids = torch.stack([F.cosine_similarity(v[None], codes) for v in z]).argmax(1)
+        found = codebook(z, scores)
+        assert torch.equal(found.ids, ids)
+        unit = z / z.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(found.commitment, (unit - codes[ids]).square().mean())
+        codebook.update()
+        for i in set(ids.tolist()):
+            mean = unit[ids == i].mean(0)
+            moved = decay * codes[i] + (1 - decay) * mean / mean.norm()
+            codes[i] = moved / moved.norm()
+        torch.testing.assert_close(codebook.codes, codes)
+
+
+def test_a_distilled_tokenizer_does_not_carry_its_teacher_along() -> None:
+    method = build("vqkd")
+    teacher = method.teacher()
+    carried = {t.data_ptr() for t in method.state_dict().values()} | {
+        p.data_ptr() for p in method.parameters()
+    }
+    assert not carried & {p.data_ptr() for p in teacher.parameters()}
+    again = type(method).from_config(method.config)
+    assert again.state_dict().keys() == method.state_dict().keys()
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in method.parameters())
+
+
+def test_a_borrowed_network_goes_where_its_owner_goes() -> None:
+    owner = nn.Sequential(Borrowed(nn.Linear(2, 2)), nn.Linear(2, 2))
+    owner.double().train()
+    borrowed = owner[0]()
+    assert borrowed.weight.dtype == torch.float64
+    assert not borrowed.training
+    assert not borrowed.weight.requires_grad
+    assert owner.state_dict().keys() == {"1.weight", "1.bias"}
 
 
 def test_micro_batches_move_the_codes_like_one_batch() -> None:

@@ -95,8 +95,7 @@ class Codebook(nn.Module):
         self.sums.mul_(decay).add_(sums, alpha=1 - decay)
         used = counts > 0
         self.idle.add_(1)[used] = 0
-        alive = self.counts > 0
-        self.codes[alive] = self.sums[alive] / self.counts[alive, None]
+        self._follow(counts, sums, decay)
 
         idle = (self.idle >= self.patience).nonzero()[:, 0]
         moved = idle[: len(vectors)]
@@ -104,6 +103,11 @@ class Codebook(nn.Module):
         share = counts.sum() / self.size
         self.codes[moved], self.counts[moved], self.sums[moved] = chosen, share, chosen * share
         self.idle[moved] = 0
+
+    def _follow(self, counts: Tensor, sums: Tensor, decay: float) -> None:
+        """Move the codes that vectors were nearest to. counts: [size], sums: [size, D], of this step."""
+        alive = self.counts > 0
+        self.codes[alive] = self.sums[alive] / self.counts[alive, None]
 
     def _over_processes(
         self, counts: Tensor, sums: Tensor, order: Tensor, vectors: Tensor
@@ -124,6 +128,31 @@ class Codebook(nn.Module):
         offers = torch.cat(gathered)
         offers = offers[offers[:, 0] > -torch.inf]
         return counts, sums, offers[:, 0], offers[:, 1:]
+
+
+class SphericalCodebook(Codebook):
+    """A codebook on the unit sphere: vectors and codes have length 1, the nearest is the most similar.
+
+    The codes follow BEiT v2's code (arXiv:2208.06366; microsoft/unilm, beit2): with m the mean of the
+    vectors nearest to code e in a step, e <- norm(γ·e + (1 - γ)·norm(m)), norm(x) = x / |x|.
+    """
+
+    def __init__(self, size: int, dim: int, decay: float = 0.99, patience: int = 16):
+        super().__init__(size, dim, decay, patience)
+        self.codes.copy_(F.normalize(self.codes, dim=1))
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Ids of the most similar codes, int64 [n]. vectors: [n, D], of any length."""
+        return (vectors @ self.codes.T).argmax(1)
+
+    def forward(self, vectors: Tensor, scores: Tensor | None = None) -> Quantised:
+        """Replace each vector [n, D] by its nearest code; see ``Codebook``."""
+        return super().forward(F.normalize(vectors.float(), dim=1), scores)
+
+    def _follow(self, counts: Tensor, sums: Tensor, decay: float) -> None:
+        used = counts > 0
+        means = F.normalize(sums[used], dim=1)
+        self.codes[used] = F.normalize(decay * self.codes[used] + (1 - decay) * means, dim=1)
 
 
 class Residual(nn.Module):
