@@ -68,11 +68,12 @@ class RandomMask:
 
     ``unit=1`` is MAE's random masking (arXiv:2111.06377), which keeps int(N·(1 - ratio)) patches;
     larger units are SimMIM's (arXiv:2111.09886), which hide ceil(cells·ratio) cells. The rounding of
-    both is the official code's.
+    both is the official code's. ``hide_fewer`` rounds the number of hidden cells down instead.
     """
 
     ratio: float
     unit: int = 1
+    hide_fewer: bool = False
 
     def __post_init__(self) -> None:
         _check_ratio(self.ratio)
@@ -89,6 +90,8 @@ class RandomMask:
             )
         cells = (height // self.unit) * (width // self.unit)
         hidden = cells - int(cells * (1 - self.ratio)) if self.unit == 1 else math.ceil(cells * self.ratio)
+        if self.hide_fewer:
+            hidden = int(cells * self.ratio)
         asked = f"ratio {self.ratio:g} in cells of {self.unit}x{self.unit} patches"
         return _check_leaves_both(hidden, cells, asked, grid)
 

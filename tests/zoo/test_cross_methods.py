@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from method_zoo.parts.masking import mask_from_scores
+from mimbench.data.transforms import crop_box
 from mimbench.errors import UserError
 
 from .build import batch, build
@@ -53,3 +55,24 @@ def test_crossmae_predicts_only_what_is_hidden() -> None:
     assert (mask.sum(1) == 12).all()
     assert (predicted.sum(1) == 4).all()
     assert not (predicted & ~mask).any()
+
+
+def test_the_views_of_croco_always_overlap() -> None:
+    method = build("croco")
+    views = (method.card.recipe.augmentation, method.views[0].augmentation)
+    draw = np.random.default_rng(0)
+    for _ in range(3000):
+        boxes = [crop_box(256, 256, view.crop_scale, view.crop_ratio, draw) for view in views]
+        (top, left, height, width), (other_top, other_left, other_height, other_width) = boxes
+        assert top < other_top + other_height
+        assert other_top < top + height
+        assert left < other_left + other_width
+        assert other_left < left + width
+
+
+def test_croco_completes_with_the_help_of_its_reference() -> None:
+    method = build("croco")
+    images, step = batch(method, n=4)
+    reference, mask = step.views[1].images, random_mask(4, 14)
+    alike = method.losses(images, reference, mask).total
+    assert alike != method.losses(images, reference.flip(0), mask).total

@@ -198,6 +198,12 @@ def test_mae_keeps_as_many_patches_as_the_official_code() -> None:
     assert kept.tolist() == [49] * 4
 
 
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.9, 176), (0.75, 147), (0.6, 117)])
+def test_croco_hides_as_many_patches_as_the_official_code(ratio: float, hidden: int) -> None:
+    masks = RandomMask(ratio, hide_fewer=True)(keys(4), (14, 14))
+    assert masks.sum(1).tolist() == [hidden] * 4
+
+
 def test_of_equal_scores_the_earlier_patch_is_hidden() -> None:
     scores = torch.tensor([[0.5, 0.9, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])
     assert mask_from_scores(scores, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
