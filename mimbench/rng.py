@@ -68,17 +68,24 @@ def uniform(keys: Tensor, n: int, purpose: str) -> Tensor:
     """
     import torch
 
-    def shift(z: Tensor, bits: int) -> Tensor:  # logical, not arithmetic
-        return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-    def mix(z: Tensor) -> Tensor:
-        z = (z ^ shift(z, 30)) * _signed(_MIX1)
-        z = (z ^ shift(z, 27)) * _signed(_MIX2)
-        return z ^ shift(z, 31)
-
     counter = torch.arange(1, n + 1, device=keys.device, dtype=torch.int64) * _signed(GOLDEN)
-    z = mix(mix(keys + _signed(salt(purpose))).unsqueeze(1) + counter)
-    return shift(z, 40).to(torch.float32) * 2.0**-24
+    z = _mix(branch(keys, purpose).unsqueeze(1) + counter)
+    return _shift(z, 40).to(torch.float32) * 2.0**-24
+
+
+def branch(keys: Tensor, purpose: str) -> Tensor:
+    """Keys for something else of each sample that draws on its own, such as a second view; int64 [B]."""
+    return _mix(keys + _signed(salt(purpose)))
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # logical, not arithmetic
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _signed(_MIX1)
+    z = (z ^ _shift(z, 27)) * _signed(_MIX2)
+    return z ^ _shift(z, 31)
 
 
 def normal(keys: Tensor, n: int, purpose: str) -> Tensor:

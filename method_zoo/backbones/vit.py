@@ -19,6 +19,7 @@ import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.layers import PatchEmbed, RelPosBias
 from timm.models.vision_transformer import Block
 
+from method_zoo.backbones.positions import interpolated
 from method_zoo.parts.patches import patchify, take, where
 from mimbench import rng
 from mimbench.encoder import Encoded
@@ -82,8 +83,10 @@ class ViT(nn.Module):
     drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block; grows linearly from 0.
     final_norm: whether a layer norm follows the last block; without, the tokens are the last block's.
     mask_token: whether there is one, which ``encode(..., fill="token")`` asks for.
-    init: "mae" (Xavier), "mocov3" (the same, queries, keys and values each on its own) or "beit" (normal
-    of 0.02, output projections scaled down by depth).
+    init: "mae" (Xavier), "mocov3" (the same, queries, keys and values each on its own), "beit" (normal
+    of 0.02, output projections scaled down by depth) or "dino" (normal of 0.02).
+    interpolate_offset: patches added to either side of the grid that positions are interpolated to for
+    images of another size (see ``encode``): DINO's 0.1 or none.
     """
 
     def __init__(
@@ -104,7 +107,8 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         mask_token: bool = False,
         final_norm: bool = True,
-        init: Literal["mae", "mocov3", "beit"] = "mae",
+        init: Literal["mae", "mocov3", "beit", "dino"] = "mae",
+        interpolate_offset: float = 0.1,
     ):
         super().__init__()
         self.config: dict[str, Any] = {
@@ -123,6 +127,7 @@ class ViT(nn.Module):
             "mask_token": mask_token,
             "final_norm": final_norm,
             "init": init,
+            "interpolate_offset": interpolate_offset,
         }
         if embed_dim % num_heads:
             raise UserError(f"a width of {embed_dim} does not divide into {num_heads} attention heads")
@@ -130,6 +135,7 @@ class ViT(nn.Module):
         self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.drop_path = drop_path
+        self.interpolate_offset = interpolate_offset
         self.prefix = int(cls_token)
 
         self.patch_embed = PatchEmbed(image_size, patch_size, 3, embed_dim)
@@ -150,7 +156,8 @@ class ViT(nn.Module):
         self.rel_pos = nn.ModuleList(RelPosBias(self.grid, num_heads, self.prefix) for _ in range(tables))
         self.blocks = nn.ModuleList(make_block(self.config) for _ in range(depth))
         self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
-        {"mae": self._init_mae, "mocov3": self._init_mocov3, "beit": self._init_beit}[init]()
+        initialise = {"mae": self._init_mae, "mocov3": self._init_mocov3}
+        (initialise | {"beit": self._init_beit, "dino": self._init_dino})[init]()
 
     def _init_mae(self) -> None:
         """As facebookresearch/mae initialises: Xavier for every matrix, normal of 0.02 for tokens."""
@@ -180,13 +187,42 @@ class ViT(nn.Module):
         for bias in self.rel_pos:
             nn.init.zeros_(bias.relative_position_bias_table)
 
+    def _init_dino(self) -> None:
+        """As facebookresearch/dino initialises: the patch embedding keeps torch's draw, mask tokens are zero."""
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        for parameter in (self.cls_token, self.pos_embed):
+            if isinstance(parameter, nn.Parameter):
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        """The patch grid of images that may be smaller or larger than ``image_size``."""
+        size = images.shape[-1]
+        if tuple(images.shape[1:]) != (3, size, size) or size % self.patch_size or not size:
+            raise ValueError(
+                f"this backbone takes square images [B, 3, S, S] such as [B, 3, {self.image_size}, "
+                f"{self.image_size}], S a multiple of {self.patch_size}; got {list(images.shape)}"
+            )
+        grid = (size // self.patch_size, size // self.patch_size)
+        if grid != self.grid and self.rel_pos:
+            raise UserError(
+                f"relative positions belong to images of {self.image_size} pixels; crops of {size} pixels "
+                "take a backbone with positions='learned', 'sincos' or 'none'"
+            )
+        return grid
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table for ``grid``, [1, T, D]."""
+        assert self.pos_embed is not None
+        if grid == self.grid:
+            return self.pos_embed
+        return interpolated(self.pos_embed, self.prefix, self.grid, grid, self.interpolate_offset)
+
     def _embed(self, images: Tensor, kept: Tensor | None) -> Tensor:
         """Embedded patches, [B, N, D], or of the kept ones only, [B, n, D]."""
-        if tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
-            raise ValueError(
-                f"this backbone takes images [B, 3, {self.image_size}, {self.image_size}], "
-                f"got {list(images.shape)}"
-            )
         # A convolution whose stride is its kernel is a matrix product over patches; taking the kept
         # patches before it spares the product of the others.
         patches = patchify(images, self.patch_size, order="channel")
@@ -226,13 +262,15 @@ class ViT(nn.Module):
     ) -> Encoded:
         """Tokens of a batch of images.
 
-        images: normalised [B, 3, S, S]. mask: bool [B, N], True = hidden; the hidden patches are left
-        out (``fill="drop"``, equally many in each row) or replaced by the mask token. layers: blocks
-        whose output to give before the final norm, counted from the end (-1 is the last); -depth - 1 is
-        what the first block gets. attention: also give the last block's attention probabilities,
-        [B, heads, T, T]. keys: int64 [B], what drop path's draws depend on; torch's generator where None.
-        edits: what a method does to the patch tokens [B, n, D] on their way: key 0 to the embedded patches
-        before positions are added, key k to those that enter the k-th block, 1 to depth.
+        images: normalised [B, 3, S, S]; another S than ``image_size`` gives another grid, on which
+        positions are interpolated (UserError for relative ones). mask: bool [B, N], True = hidden; the
+        hidden patches are left out (``fill="drop"``, equally many in each row) or replaced by the mask
+        token. layers: blocks whose output to give before the final norm, counted from the end (-1 is the
+        last); -depth - 1 is what the first block gets. attention: also give the last block's attention
+        probabilities, [B, heads, T, T]. keys: int64 [B], what drop path's draws depend on; torch's
+        generator where None. edits: what a method does to the patch tokens [B, n, D] on their way: key 0
+        to the embedded patches before positions are added, key k to those that enter the k-th block, 1 to
+        depth.
         """
         x, kept, tokens = self.embed(images, mask, fill, edits)
         return self.transform(x, kept, tokens, layers, attention, keys, edits)
@@ -246,6 +284,7 @@ class ViT(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the first block gets of images, [B, T, D]; the patches that are there (``Encoded.kept``); the
         indices of the tokens that are, class token included. None where all are. See ``encode``."""
+        grid = self._grid_of(images)
         kept = where(~mask) if mask is not None and fill == "drop" else None
         x = self._embed(images, kept)
         if mask is not None and kept is None:
@@ -260,7 +299,8 @@ class ViT(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            x = x + (self.pos_embed if tokens is None else self.pos_embed[0][tokens])
+            positions = self._positions(grid)
+            x = x + (positions if tokens is None else positions[0][tokens])
         return x, kept, tokens
 
     def transform(

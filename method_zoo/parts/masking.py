@@ -47,6 +47,14 @@ def weighted_order(keys: Tensor, weights: Tensor, purpose: str = "mask") -> Tens
     return clocks.clamp(min=1e-30) / weights.float()
 
 
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each score in its row, largest first, int64 [B, N]: ``ranks(s) < k`` hides k patches.
+
+    Of equal scores the earlier comes first, as in ``mask_from_scores``; ``k`` may differ between rows.
+    """
+    return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
 def _check_leaves_both(n_hidden: int, n: int, asked: str, grid: tuple[int, int]) -> int:
     if not 0 < n_hidden < n:
         what = "every patch" if n_hidden >= n else "no patch"
@@ -57,7 +65,7 @@ def _check_leaves_both(n_hidden: int, n: int, asked: str, grid: tuple[int, int])
     return n_hidden
 
 
-def _check_ratio(ratio: float) -> None:
+def check_ratio(ratio: float) -> None:
     if not 0 < ratio < 1:
         raise UserError(f"the mask ratio must lie between 0 and 1, got {ratio:g}; 0.75 hides three in four")
 
@@ -76,7 +84,7 @@ class RandomMask:
     hide_fewer: bool = False
 
     def __post_init__(self) -> None:
-        _check_ratio(self.ratio)
+        check_ratio(self.ratio)
         if self.unit < 1:
             raise UserError(f"the mask unit must be at least 1 patch, got {self.unit}")
 
@@ -133,7 +141,7 @@ class BlockMask:
         if (self.ratio is None) == (self.count is None):
             raise UserError("a block mask takes either a ratio or a count of patches to hide, not both")
         if self.ratio is not None:
-            _check_ratio(self.ratio)
+            check_ratio(self.ratio)
         if not 0 < self.min_aspect <= 1:
             raise UserError(f"the aspect ratio's lower bound must lie in (0, 1], got {self.min_aspect:g}")
         if self.min_block < 1 or (self.max_block is not None and self.max_block < self.min_block):
@@ -154,47 +162,62 @@ class BlockMask:
         wanted = self.n_hidden(grid)
         # Data-dependent loops are faster on the CPU, wherever the model runs.
         host = keys.detach().cpu()
-        mask = torch.from_numpy(self._blocks(host, grid, wanted)).flatten(1)
+        smallest = min(self.min_block, wanted)
+        largest = wanted if self.max_block is None else min(self.max_block, wanted)
+        amounts = np.full(len(keys), wanted)
+        mask = torch.from_numpy(
+            random_blocks(host, grid, amounts, smallest, largest, self.min_aspect)
+        ).flatten(1)
         if self.exact:
             # Hidden patches come first in the order, then the others at random.
             mask = mask_from_scores(random_scores(host, mask.shape[1], "mask/rest") + mask, wanted)
         return mask.to(keys.device, non_blocking=True)
 
-    def _blocks(self, keys: Tensor, grid: tuple[int, int], wanted: int) -> np.ndarray:
-        """Draw blocks for all rows at once, one attempt a turn; rows that are done drop out. [B, H, W]"""
-        height, width = grid
-        mask = np.zeros((len(keys), height, width), dtype=bool)
-        missing = np.full(len(keys), wanted)
-        failures = np.zeros(len(keys), dtype=np.int64)
-        smallest = min(self.min_block, wanted)
-        largest = wanted if self.max_block is None else min(self.max_block, wanted)
-        rows, columns = np.arange(height), np.arange(width)
 
-        turn = 0
-        alive = np.arange(len(keys))
-        while len(alive):
-            if turn % _CHUNK == 0:  # a purpose a chunk: a row's draws must not depend on other rows' turns
-                draws = rng.uniform(keys, 4 * _CHUNK, f"mask/blocks/{turn // _CHUNK}").double().numpy()
-                draws = draws.reshape(len(keys), _CHUNK, 4)
-            area, aspect, top, left = draws[alive, turn % _CHUNK].T
-            limit = np.minimum(missing[alive], largest)
-            area = smallest + area * (limit - smallest)
-            aspect = np.exp(math.log(self.min_aspect) * (1 - 2 * aspect))
-            tall = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-            wide = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-            top = (top * (height - tall + 1)).astype(np.int64)[:, None]
-            left = (left * (width - wide + 1)).astype(np.int64)[:, None]
+def random_blocks(
+    keys: Tensor,
+    grid: tuple[int, int],
+    wanted: np.ndarray,
+    smallest: int,
+    largest: float = math.inf,
+    min_aspect: float = 0.3,
+) -> np.ndarray:
+    """Rectangles until ``wanted`` [B] patches are hidden in each row, as ``BlockMask`` says; bool [B, H, W].
 
-            in_rows = (rows >= top) & (rows < top + tall[:, None])
-            in_columns = (columns >= left) & (columns < left + wide[:, None])
-            block = in_rows[:, :, None] & in_columns[:, None, :]
-            added = np.count_nonzero(block & ~mask[alive], axis=(1, 2))
-            accepted = (tall < height) & (wide < width) & (added > 0) & (added <= limit)
+    Draws blocks for all rows at once, one attempt a turn; rows that are done drop out. ``wanted`` need not
+    be whole: a row stops at or below it. smallest, largest: bounds of a block's area.
+    """
+    height, width = grid
+    mask = np.zeros((len(keys), height, width), dtype=bool)
+    missing = wanted.copy()
+    failures = np.zeros(len(keys), dtype=np.int64)
+    rows, columns = np.arange(height), np.arange(width)
 
-            taken = alive[accepted]
-            mask[taken] |= block[accepted]
-            missing[taken] -= added[accepted]
-            failures[alive] = np.where(accepted, 0, failures[alive] + 1)
-            alive = alive[(missing[alive] > 0) & (failures[alive] < _ATTEMPTS)]
-            turn += 1
-        return mask
+    turn = 0
+    alive = np.flatnonzero(missing > 0)
+    while len(alive):
+        if turn % _CHUNK == 0:  # a purpose a chunk: a row's draws must not depend on other rows' turns
+            draws = rng.uniform(keys, 4 * _CHUNK, f"mask/blocks/{turn // _CHUNK}").double().numpy()
+            draws = draws.reshape(len(keys), _CHUNK, 4)
+        area, aspect, top, left = draws[alive, turn % _CHUNK].T
+        limit = np.minimum(missing[alive], largest)
+        area = smallest + area * (limit - smallest)
+        aspect = np.exp(math.log(min_aspect) * (1 - 2 * aspect))
+        tall = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        wide = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        top = (top * (height - tall + 1)).astype(np.int64)[:, None]
+        left = (left * (width - wide + 1)).astype(np.int64)[:, None]
+
+        in_rows = (rows >= top) & (rows < top + tall[:, None])
+        in_columns = (columns >= left) & (columns < left + wide[:, None])
+        block = in_rows[:, :, None] & in_columns[:, None, :]
+        added = np.count_nonzero(block & ~mask[alive], axis=(1, 2))
+        accepted = (tall < height) & (wide < width) & (added > 0) & (added <= limit)
+
+        taken = alive[accepted]
+        mask[taken] |= block[accepted]
+        missing[taken] -= added[accepted]
+        failures[alive] = np.where(accepted, 0, failures[alive] + 1)
+        alive = alive[(missing[alive] > 0) & (failures[alive] < _ATTEMPTS)]
+        turn += 1
+    return mask

@@ -327,9 +327,10 @@ def test_a_width_that_does_not_divide_is_a_sentence(options: dict[str, int], mes
         vit(**options)
 
 
-def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[B, 3, 20, 20\]"):
-        vit().encode(torch.zeros(2, 3, 24, 24, dtype=torch.float64))
+def test_images_that_patches_do_not_tile_are_refused() -> None:
+    for shape in ((2, 3, 22, 22), (2, 3, 20, 24), (2, 1, 20, 20)):
+        with pytest.raises(ValueError, match=r"\[B, 3, 20, 20\]"):
+            vit().encode(torch.zeros(shape, dtype=torch.float64))
 
 
 def test_a_mask_token_that_was_not_asked_for_is_named() -> None:
