@@ -188,7 +188,7 @@ class ViT(nn.Module):
             nn.init.zeros_(bias.relative_position_bias_table)
 
     def _init_dino(self) -> None:
-        """As facebookresearch/dino initialises: the patch embedding keeps torch's draw, mask tokens are zero."""
+        """As facebookresearch/dino initialises; the patch embedding keeps torch's draw, mask tokens are 0."""
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)

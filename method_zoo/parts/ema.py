@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import torch
@@ -31,3 +32,8 @@ class MovingAverage(Frozen):
                 mean.lerp_(value, 1 - momentum)
             for held, value in zip(average.buffers(), student.buffers(), strict=True):
                 held.copy_(value)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """A momentum that goes from ``start`` to ``end`` along half a cosine over the run (BYOL, 2006.07733)."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -45,7 +45,9 @@ class Adapter:
     build: our method in the official configuration.
     losses: our losses on the official inputs and draws.
     rules: our parameter names to official ones.
-    unused: official state that ours computes by itself or has no use for, a regular expression.
+    unused: official state that ours computes by itself or has no use for, a regular expression (in a
+        configuration, where it differs between them).
+    extra: our parameters that the official code lacks because nothing reads them, a regular expression.
     tables: our fixed position tables and their official names, where the official code computes them in
         float32: full records hold them, and parity to 1e-9 takes their very roundings.
     parts: our loss terms and their official names.
@@ -56,7 +58,8 @@ class Adapter:
     build: Callable[[Config], Method]
     losses: Callable[[Any, Official], Losses]
     rules: Callable[[Config], Rules]
-    unused: str = r"(?!)"
+    unused: str | Callable[[Config], str] = r"(?!)"
+    extra: str = r"(?!)"
     tables: dict[str, str] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
     check: Callable[[Any, Official], None] = lambda method, run: None
@@ -65,12 +68,17 @@ class Adapter:
     def load(self, method: Method, run: Official) -> dict[str, str]:
         """Set every parameter of ``method`` from the record; returns our names -> official ones.
 
-        Every official parameter must be used exactly once and every one of ours be set.
+        Every official parameter must be used exactly once and every one of ours be set, to NaN where
+        nothing may read it.
         """
         parameters = dict(method.named_parameters())
+        with torch.no_grad():
+            for name in [name for name in parameters if re.match(self.extra, name)]:
+                parameters.pop(name).fill_(torch.nan)
         rules = self.rules(run.config)
         names = {ours: rename(ours, rules) for ours in parameters}
-        wanted = [name for name in run.state if not re.search(self.unused, name)]
+        unused = self.unused if isinstance(self.unused, str) else self.unused(run.config)
+        wanted = [name for name in run.state if not re.search(unused, name)]
         assert sorted(names.values()) == sorted(wanted)
         with torch.no_grad():
             for ours, parameter in parameters.items():
