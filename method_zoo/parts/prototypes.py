@@ -69,8 +69,9 @@ class Centre(nn.Module):
         return logits.to(self.value.dtype) - self.value
 
     def observe(self, mean: Tensor) -> None:
-        """Take note of the mean logits [n] of a micro-batch."""
-        self._seen.append(mean.detach().to(self.value.dtype))
+        """Take note of the mean logits [n] of a micro-batch, while training."""
+        if self.training:
+            self._seen.append(mean.detach().to(self.value.dtype))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -87,5 +88,5 @@ def warmed_up(start: float, end: float, progress: float, share: float) -> float:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-Σ targets · log softmax(logits) over the last dimension; one number for each of the others."""
+    """-Σ targets · log softmax(logits) over the last dimension, [...]. logits, targets: [..., n]."""
     return -(targets * logits.log_softmax(-1)).sum(-1)

@@ -333,6 +333,35 @@ def test_images_that_patches_do_not_tile_are_refused() -> None:
             vit().encode(torch.zeros(shape, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("positions", ["sincos", "learned", "none"])
+@pytest.mark.parametrize("side", [8, 28])
+def test_a_crop_of_another_size_is_encoded_as_by_a_backbone_of_that_size(positions: str, side: int) -> None:
+    """Once that backbone's position table is what DINO's rule makes of the trained one."""
+    ours = vit(positions=positions, mask_token=True)
+    other = build("vit_micro_patch4", side, **TINY, positions=positions, mask_token=True).double()
+    state = {name: value for name, value in ours.state_dict().items() if name != "pos_embed"}
+    other.load_state_dict(state, strict=False)
+    if positions != "none":
+        n = side // 4
+        table = ours.pos_embed.detach()
+        rows = table[:, 1:].view(1, 5, 5, -1).permute(0, 3, 1, 2)
+        grown = nn.functional.interpolate(rows, scale_factor=((n + 0.1) / 5,) * 2, mode="bicubic")
+        assert grown.shape[2:] == (n, n)
+        other.pos_embed.data = torch.cat([table[:, :1], grown.flatten(2).transpose(1, 2)], dim=1)
+    x = torch.randn(3, 3, side, side, dtype=torch.float64)
+    n_patches = (side // 4) ** 2
+    hidden = torch.rand(3, n_patches).argsort(1) < n_patches // 2
+    for fill in ("drop", "token"):
+        found, expected = (backbone.encode(x, hidden, fill=fill) for backbone in (ours, other))
+        assert_close(found.cls, expected.cls)
+        assert_close(found.patches, expected.patches)
+
+
+def test_relative_positions_refuse_crops_of_another_size_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="crops of 8 pixels"):
+        vit(**BEIT).encode(torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+
+
 def test_a_mask_token_that_was_not_asked_for_is_named() -> None:
     with pytest.raises(ValueError, match="mask_token=True"):
         vit().encode(images(), mask(), fill="token")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from method_zoo.parts.masking import BlockMask, RandomMask, mask_from_scores, random_scores
+from method_zoo.parts.masking import BlockMask, RandomMask, mask_from_scores, random_scores, ranks
+from method_zoo.parts.varying_masks import VaryingMask
 from mimbench import rng
 from mimbench.errors import UserError
 
@@ -22,8 +23,14 @@ OFFICIAL = {
     "simmim": RandomMask(0.6, unit=2),  # 224 pixels, cells of 32, patches of 16
     "beit_v1": BlockMask(count=75, min_block=16),
     "beit_v2": BlockMask(count=75, min_block=16, exact=True),
+    "ibot": VaryingMask(),
 }
-SAMPLERS = [*OFFICIAL.values(), RandomMask(0.75), BlockMask(ratio=0.4, min_block=4, max_block=30)]
+SAMPLERS = [
+    *OFFICIAL.values(),
+    RandomMask(0.75),
+    BlockMask(ratio=0.4, min_block=4, max_block=30),
+    VaryingMask(blocks=False),
+]
 DRAWS = 6000
 Z = 4.5  # one value in 150,000 lies further off; a figure takes some 200 of them
 
@@ -51,10 +58,14 @@ def deviations(mask: Tensor, official: dict) -> dict[str, float]:
     pooled = (ours * n + theirs * m) / (n + m)
     position = (ours - theirs).abs() / (pooled * (1 - pooled) * (1 / n + 1 / m)).sqrt().clamp_min(1e-12)
 
-    near = neighbours(mask, tuple(official["grid"]))
-    off = abs(float(near.mean()) - official["mean_masked_4_neighbours"])
+    hiding = mask[mask.any(1)]  # some samplers leave images whole
+    near, weight = neighbours(hiding, tuple(official["grid"])), hiding.sum(1).float()
+    mean = (near * weight).sum() / weight.sum()  # over all hidden patches
+    off = abs(float(mean) - official["mean_masked_4_neighbours"])
     # the official figure is one number; its draws are taken to spread as ours do
-    neighbour = off / max(float(near.std()) * math.sqrt(1 / n + 1 / m), 1e-12)
+    spread = float((weight * (near - mean) / weight.mean()).std())
+    share = len(hiding) / n
+    neighbour = off / max(spread * math.sqrt((1 / n + 1 / m) / share), 1e-12)
 
     counts = Counter(mask.sum(1).tolist())
     count = 0.0
@@ -82,6 +93,9 @@ def test_masks_are_distributed_as_the_official_ones(name: str) -> None:
         ("beit_v1", BlockMask(count=75, min_block=16, exact=True)),
         ("beit_v2", BlockMask(count=75, min_block=16)),
         ("beit_v2", BlockMask(count=76, min_block=16, exact=True)),
+        ("ibot", VaryingMask(spread=0.15)),
+        ("ibot", VaryingMask(whole=0.45)),
+        ("ibot", VaryingMask(blocks=False)),
     ],
 )
 def test_other_masks_are_told_from_the_official_ones(name: str, wrong) -> None:
@@ -142,7 +156,8 @@ def test_a_mask_does_not_depend_on_the_batch_it_was_drawn_in(sampler) -> None:
     assert torch.equal(together, alone)
     order = torch.randperm(64)
     assert torch.equal(together[order], sampler(keys(64)[order], (14, 14)))
-    assert len(together.unique(dim=0)) == 64
+    hiding = together[together.any(1)]  # some samplers leave images whole
+    assert len(hiding.unique(dim=0)) == len(hiding) > 20
     assert not torch.equal(together, sampler(keys(64, seed=1), (14, 14)))
 
 
@@ -191,6 +206,30 @@ def test_the_exact_count_only_adds_to_the_blocks() -> None:
     exact = OFFICIAL["beit_v2"](keys(500), (14, 14))
     assert (blocks <= exact).all()
     assert (blocks.sum(1) < 75).any(), "no row needed filling up: the test could not fail"
+
+
+def test_a_varying_share_of_scattered_patches_is_the_share_that_was_drawn() -> None:
+    sampler = VaryingMask(ratio=0.4, spread=0.3, whole=0.25, blocks=False)
+    hidden = sampler(keys(4000), (7, 9)).sum(1)
+    assert torch.equal(hidden, (sampler.share(keys(4000)).double() * 63).long())
+    assert abs(float((hidden == 0).double().mean()) - 0.25) < 0.03
+    assert int(hidden[hidden > 0].min()) == 6  # 10 percent of 63
+    assert int(hidden.max()) == 44
+
+
+def test_ranks_hide_the_same_patches_as_scores() -> None:
+    scores = random_scores(keys(50), 30).mul(10).round()  # many are equal
+    for n in (1, 7, 29):
+        assert torch.equal(ranks(scores) < n, mask_from_scores(scores, n))
+
+
+def test_keys_of_two_views_draw_unrelated_masks() -> None:
+    one, other = (rng.branch(keys(4000), f"view {i}") for i in range(2))
+    assert len(set(one.tolist()) | set(other.tolist()) | set(keys(4000).tolist())) == 12000
+    first, second = (rng.uniform(k, 1, "mask").flatten().double() for k in (one, other))
+    plain = rng.uniform(keys(4000), 1, "mask").flatten().double()
+    correlations = torch.corrcoef(torch.stack([first, second, plain]))
+    assert float((correlations - torch.eye(3)).abs().max()) < 0.07
 
 
 def test_mae_keeps_as_many_patches_as_the_official_code() -> None:
