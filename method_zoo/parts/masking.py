@@ -113,7 +113,7 @@ class RandomMask:
         return blocks.reshape(len(keys), -1)
 
 
-_ATTEMPTS = 10  # per block, as published
+ATTEMPTS = 10  # per block, as published
 _CHUNK = 16  # attempts whose random numbers are drawn together
 
 
@@ -123,9 +123,10 @@ class BlockMask:
 
     Each block's area is uniform between ``min_block`` and what is still missing (at most ``max_block``),
     its aspect ratio log-uniform in [min_aspect, 1 / min_aspect]. A block that would hide nothing new or
-    too much is drawn again; after 10 failures in a row the row stays as it is, so that rows may hide a
-    few patches fewer than asked. ``exact=True`` then hides further patches at random, as BEiT v2
-    (arXiv:2208.06366) does, which makes the count equal over the batch.
+    too much is drawn again; after ``attempts`` failures in a row (10 as published; the code of CAE and
+    BootMAE never gives up) the row stays as it is, so that rows may hide a few patches fewer than asked.
+    ``exact=True`` then hides further patches at random, as BEiT v2 (arXiv:2208.06366) does, which makes
+    the count equal over the batch.
 
     Give the amount as ``ratio`` of the grid or as ``count`` of patches.
     """
@@ -136,6 +137,7 @@ class BlockMask:
     max_block: int | None = None
     min_aspect: float = 0.3
     exact: bool = False
+    attempts: int = ATTEMPTS
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.count is None):
@@ -165,9 +167,8 @@ class BlockMask:
         smallest = min(self.min_block, wanted)
         largest = wanted if self.max_block is None else min(self.max_block, wanted)
         amounts = np.full(len(keys), wanted)
-        mask = torch.from_numpy(
-            random_blocks(host, grid, amounts, smallest, largest, self.min_aspect)
-        ).flatten(1)
+        blocks = random_blocks(host, grid, amounts, smallest, largest, self.min_aspect, self.attempts)
+        mask = torch.from_numpy(blocks).flatten(1)
         if self.exact:
             # Hidden patches come first in the order, then the others at random.
             mask = mask_from_scores(random_scores(host, mask.shape[1], "mask/rest") + mask, wanted)
@@ -181,6 +182,7 @@ def random_blocks(
     smallest: int,
     largest: float = math.inf,
     min_aspect: float = 0.3,
+    attempts: int = ATTEMPTS,
 ) -> np.ndarray:
     """Rectangles until ``wanted`` [B] patches are hidden in each row, as ``BlockMask`` says; bool [B, H, W].
 
@@ -218,6 +220,6 @@ def random_blocks(
         mask[taken] |= block[accepted]
         missing[taken] -= added[accepted]
         failures[alive] = np.where(accepted, 0, failures[alive] + 1)
-        alive = alive[(missing[alive] > 0) & (failures[alive] < _ATTEMPTS)]
+        alive = alive[(missing[alive] > 0) & (failures[alive] < attempts)]
         turn += 1
     return mask

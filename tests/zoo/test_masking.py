@@ -24,6 +24,8 @@ OFFICIAL = {
     "beit_v1": BlockMask(count=75, min_block=16),
     "beit_v2": BlockMask(count=75, min_block=16, exact=True),
     "ibot": VaryingMask(),
+    "cae": BlockMask(count=98, min_block=16, attempts=1000),
+    "bootmae": BlockMask(count=120, min_block=16, max_block=60, attempts=1000),
 }
 SAMPLERS = [
     *OFFICIAL.values(),
@@ -92,6 +94,8 @@ def test_masks_are_distributed_as_the_official_ones(name: str) -> None:
         ("beit_v1", BlockMask(count=75, min_block=16, min_aspect=0.6)),
         ("beit_v1", BlockMask(count=75, min_block=16, exact=True)),
         ("beit_v2", BlockMask(count=75, min_block=16)),
+        ("cae", BlockMask(count=98, min_block=16, exact=True)),
+        ("bootmae", BlockMask(count=120, min_block=16, attempts=1000)),
         ("beit_v2", BlockMask(count=76, min_block=16, exact=True)),
         ("ibot", VaryingMask(spread=0.15)),
         ("ibot", VaryingMask(whole=0.45)),
