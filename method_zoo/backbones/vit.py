@@ -80,7 +80,8 @@ class ViT(nn.Module):
     rel_pos: BEiT's relative position bias on the attention: one table, one a block, none.
     layer_scale: initial factor on each residual branch (arXiv:2103.17239); None leaves it out.
     qkv_bias: on queries, keys and values, or on queries and values only.
-    drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block; grows linearly from 0.
+    drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block. drop_path_rule: of the
+    blocks before it, growing linearly from 0 at the first, or constant.
     final_norm: whether a layer norm follows the last block; without, the tokens are the last block's.
     mask_token: whether there is one, which ``encode(..., fill="token")`` asks for.
     init: "mae" (Xavier), "mocov3" (the same, queries, keys and values each on its own), "beit" (normal
@@ -105,6 +106,7 @@ class ViT(nn.Module):
         layer_scale: float | None = None,
         qkv_bias: Literal["full", "query_value", "none"] = "full",
         drop_path: float = 0.0,
+        drop_path_rule: Literal["linear", "constant"] = "linear",
         mask_token: bool = False,
         final_norm: bool = True,
         init: Literal["mae", "mocov3", "beit", "dino"] = "mae",
@@ -124,6 +126,7 @@ class ViT(nn.Module):
             "layer_scale": layer_scale,
             "qkv_bias": qkv_bias,
             "drop_path": drop_path,
+            "drop_path_rule": drop_path_rule,
             "mask_token": mask_token,
             "final_norm": final_norm,
             "init": init,
@@ -134,7 +137,7 @@ class ViT(nn.Module):
         self.image_size, self.patch_size = image_size, patch_size
         self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
         self.grid = (image_size // patch_size, image_size // patch_size)
-        self.drop_path = drop_path
+        self.drop_path, self.drop_path_rule = drop_path, drop_path_rule
         self.interpolate_offset = interpolate_offset
         self.prefix = int(cls_token)
 
@@ -247,7 +250,9 @@ class ViT(nn.Module):
         return table.relative_position_bias_table[index].permute(0, 3, 1, 2).contiguous()
 
     def drop_rates(self) -> list[float]:
-        """Drop path's rate of each block while training: grows linearly from 0 to ``drop_path``."""
+        """Drop path's rate of each block while training."""
+        if self.drop_path_rule == "constant":
+            return [self.drop_path] * self.depth
         return torch.linspace(0, self.drop_path, self.depth).tolist()
 
     def encode(

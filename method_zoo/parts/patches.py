@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,8 @@ def where(chosen: Tensor) -> Tensor:
 def take(patches: Tensor, index: Tensor) -> Tensor:
     """The patches at ``index`` [B, n] out of [B, N, D]: [B, n, D]."""
     return patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+
+
+def joined(cls: Tensor | None, patches: Tensor) -> Tensor:
+    """A backbone's tokens as one sequence, class token [B, D] first where there is one: [B, T, D]."""
+    return patches if cls is None else torch.cat([cls.unsqueeze(1), patches], dim=1)

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.parts.frozen import Borrowed
 from method_zoo.parts.tokenizers import load_tokenizer
 from method_zoo.parts.tokenizers.dalle import DalleEncoder
-from method_zoo.parts.frozen import Borrowed
 from method_zoo.parts.tokenizers.vq import Codebook, SphericalCodebook, conv_decoder, conv_encoder, strides
 from mimbench import rng
 from mimbench.checkpoint import save_weights
