@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -93,11 +94,11 @@ def batch(method: Method, n: int = 8, start: int = 0, progress: float = 0.6) -> 
 
 
 def crops(method: Method, images: Tensor, keys: Tensor) -> tuple[Crop, ...]:
-    """The views a method asks for; the first crop is the whole image."""
+    """The views a method asks for; the first crop is most of the image and leaves room to shift another."""
     if not method.views:
         return ()
-    whole = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
-    transform = TrainTransform(whole, IMAGE_SIZE, method.views)
+    most = Augmentation(crop_scale=(0.75, 0.75), crop_ratio=(1, 1), flip=False)
+    transform = TrainTransform(most, IMAGE_SIZE, method.views)
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     cuts = [transform.cuts(one, int(key)) for one, key in zip(pixels, keys, strict=True)]
     return tuple(
@@ -119,6 +120,12 @@ def rows(images: Tensor, step: Step, which: slice | Tensor) -> tuple[Tensor, Ste
     labels = None if step.labels is None else step.labels[which]
     views = tuple(Crop(*(part[which] for part in view)) for view in step.views)
     return images[which], Step(step.progress, step.keys[which], labels, views)
+
+
+def double(images: Tensor, step: Step) -> tuple[Tensor, Step]:
+    """A batch in float64, for comparisons in which rounding is to count for nothing."""
+    views = tuple(crop._replace(images=crop.images.double()) for crop in step.views)
+    return images.double(), replace(step, views=views)
 
 
 def optimiser(method: Method, lr: float = 2e-3) -> torch.optim.Optimizer:

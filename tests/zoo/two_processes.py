@@ -37,13 +37,13 @@ def share_codebook(rank: int, folder: str) -> None:
 
 def half_batches(rank: int, folder: str, keys: Sequence[str]) -> None:
     """Losses and gradients of methods on this process's half of a batch of eight."""
-    from .build import batch, build, parameters, rows
+    from .build import batch, build, double, parameters, rows
 
     meet(rank, folder)
     found = {}
     for key in keys:
-        method = build(key)
-        losses = method(*rows(*batch(method), slice(4 * rank, 4 * rank + 4)))
+        method = build(key).double()
+        losses = method(*double(*rows(*batch(method), slice(4 * rank, 4 * rank + 4))))
         losses.total.backward()
         gradients = {name: p.grad for name, p in parameters(method).items() if p.grad is not None}
         found[key] = ({name: loss.detach() for name, loss in losses.items()}, gradients)
