@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.parts.labels import labels_of
 from mimbench.encoder import Backbone
-from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
 
@@ -74,8 +74,7 @@ class Supervised(Method):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, step: Step) -> Losses:
-        if step.labels is None:
-            raise UserError("supervised learns from labels, which this dataset does not have; leave it out")
+        labels = labels_of(step, self.card)
         encoded = self.encoder.encode(images, keys=step.keys)
         logits = self.head(encoded.patches.mean(1)).to(images.dtype)
-        return Losses(labels=F.cross_entropy(logits, step.labels, label_smoothing=self.label_smoothing))
+        return Losses(labels=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing))

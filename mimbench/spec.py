@@ -47,6 +47,7 @@ class Augmentation(Spec):
     (arXiv:2006.07733).
     """
 
+    crop: Literal["area", "square"] = "area"  # "square": the largest one, at a random place
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"

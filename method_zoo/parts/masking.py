@@ -55,7 +55,7 @@ def ranks(scores: Tensor) -> Tensor:
     return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
-def _check_leaves_both(n_hidden: int, n: int, asked: str, grid: tuple[int, int]) -> int:
+def check_leaves_both(n_hidden: int, n: int, asked: str, grid: tuple[int, int]) -> int:
     if not 0 < n_hidden < n:
         what = "every patch" if n_hidden >= n else "no patch"
         raise UserError(
@@ -101,7 +101,7 @@ class RandomMask:
         if self.hide_fewer:
             hidden = int(cells * self.ratio)
         asked = f"ratio {self.ratio:g} in cells of {self.unit}x{self.unit} patches"
-        return _check_leaves_both(hidden, cells, asked, grid)
+        return check_leaves_both(hidden, cells, asked, grid)
 
     def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         n_hidden = self.hidden_cells(grid)
@@ -156,9 +156,9 @@ class BlockMask:
         """How many patches of ``grid`` are asked to be hidden."""
         n = grid[0] * grid[1]
         if self.count is not None:
-            return _check_leaves_both(self.count, n, f"{self.count} patches", grid)
+            return check_leaves_both(self.count, n, f"{self.count} patches", grid)
         assert self.ratio is not None
-        return _check_leaves_both(round(n * self.ratio), n, f"ratio {self.ratio:g}", grid)
+        return check_leaves_both(round(n * self.ratio), n, f"ratio {self.ratio:g}", grid)
 
     def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         wanted = self.n_hidden(grid)

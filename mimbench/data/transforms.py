@@ -77,6 +77,16 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def square_box(height: int, width: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the largest square, at a random place along the longer side.
+
+    What is left of an image whose short side is resized to the crop's: the simple crop of DeiT III
+    (arXiv:2204.07118) and PixMIM (arXiv:2303.02416).
+    """
+    side = min(height, width)
+    return int(draw.integers(height - side + 1)), int(draw.integers(width - side + 1)), side, side
+
+
 def color_jitter(
     pixels: np.ndarray,
     strength: float,
@@ -170,7 +180,11 @@ class TrainTransform:
 def _place(
     pixels: np.ndarray, how: Augmentation, draw: np.random.Generator
 ) -> tuple[tuple[int, int, int, int], bool]:
-    box = crop_box(pixels.shape[0], pixels.shape[1], how.crop_scale, how.crop_ratio, draw)
+    height, width = pixels.shape[:2]
+    if how.crop == "square":
+        box = square_box(height, width, draw)
+    else:
+        box = crop_box(height, width, how.crop_scale, how.crop_ratio, draw)
     return box, how.flip and draw.random() < 0.5
 
 

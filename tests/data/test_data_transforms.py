@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from mimbench import rng
-from mimbench.data.transforms import EvalTransform, TrainTransform, _turn_hue, color_jitter, crop_box, resize
+from mimbench.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    _turn_hue,
+    color_jitter,
+    crop_box,
+    resize,
+    square_box,
+)
 from mimbench.spec import Augmentation
 
 
@@ -104,6 +112,17 @@ def test_an_image_too_narrow_for_any_fair_crop_gives_its_centre():
     assert crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), np.random.default_rng(0)) == (493, 0, 13, 10)
 
 
+def test_the_largest_square_lies_anywhere_along_the_longer_side():
+    draw = np.random.default_rng(0)
+    wide = np.array([square_box(100, 160, draw) for _ in range(2000)])
+    tall = np.array([square_box(160, 100, draw) for _ in range(2000)])
+    assert (wide[:, [0, 2, 3]] == (0, 100, 100)).all()
+    assert (tall[:, 1:] == (0, 100, 100)).all()
+    for places in (wide[:, 1], tall[:, 0]):
+        assert set(places) == set(range(61))
+        assert abs(places.mean() - 30) < 2
+
+
 def test_a_training_image_is_the_crop_resized_and_perhaps_mirrored():
     pixels, how = smooth(3, 100, 80), Augmentation()
     mirrored = 0
@@ -131,6 +150,7 @@ def test_a_training_image_depends_on_its_key_alone():
 @pytest.mark.parametrize(
     "change",
     [
+        {"crop": "square"},
         {"crop_scale": (0.5, 1.0)},
         {"crop_ratio": (0.9, 1.1)},
         {"interpolation": "bilinear"},

@@ -25,7 +25,7 @@ from .records import Official, each, is_run, read
 
 ADAPTERS = adapters()
 FIGURES = Path(__file__).parent / "figures"
-SHIPPED = sorted(FIGURES.rglob("*.json"))
+SHIPPED = sorted(p for p in FIGURES.rglob("*.json") if is_run(p))
 MORE = Path(os.environ["MIMBENCH_PARITY"]) if "MIMBENCH_PARITY" in os.environ else None
 
 
@@ -99,8 +99,9 @@ def test_records_of_methods_without_an_adapter_are_named() -> None:
 def test_a_card_that_claims_parity_has_figures_to_show() -> None:
     claimed = {key for key, cls in registry.methods().items() if cls.card.parity == "verified"}
     claimed = {key for key in claimed if registry.find_method(key).__module__.startswith("method_zoo.")}
-    assert claimed <= ADAPTERS.keys()
-    assert claimed <= {path.parent.name for path in SHIPPED}
+    assert claimed <= {path.parent.name for path in FIGURES.rglob("*.json")}
+    # A method that differs from another only in its masks may show masks alone, which tests/zoo reads.
+    assert claimed & {path.parent.name for path in SHIPPED} <= ADAPTERS.keys()
 
 
 def test_formula_gives_the_published_numbers() -> None:

@@ -24,7 +24,9 @@ def _build(config: Config) -> UMAE:
 
 def _losses(method: UMAE, run: Official) -> Losses:
     (noise,) = run.draws
-    return method.losses(run.inputs["img"], mask_from_scores(noise, method.masking.hidden_cells((4, 4))))
+    return method.losses(
+        run.inputs["img"], mask_from_scores(noise, method.masking.hidden_cells(method.encoder.grid))
+    )
 
 
 def _check_uniformity(method: UMAE, run: Official) -> None:
