@@ -14,8 +14,8 @@ from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask
-from method_zoo.parts.patches import patchify, take, where
-from method_zoo.parts.targets import normalised
+from method_zoo.parts.patches import where
+from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
@@ -126,7 +126,7 @@ class CMAE(Method):
         features = self.feature_decoder(self.feature_tokens(encoded, hidden), last=mask.shape[1])
         query = self.predictor(self.projector(features.mean(1)))
         contrast = batch_contrast(query, self.targets(shifted), self.temperature)
-        target = normalised(take(patchify(images, self.encoder.patch_size), hidden))
+        target = pixels_at(images, hidden, self.encoder.patch_size)
         return Losses(
             reconstruction=squared_error(pixels, target).mean(),
             contrast=self.contrast_weight * 2 * self.temperature * contrast,

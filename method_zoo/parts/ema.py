@@ -15,15 +15,19 @@ class MovingAverage(Frozen):
     """Exponential moving average of networks: ``average["encoder"]`` is a network like its original.
 
     Starts as a copy. Held in the precision of the original's parameters, which under mixed precision is
-    float32. Buffers are copied, not averaged: counters and fixed tables have no mean.
+    float32. Buffers are copied, not averaged: counters and fixed tables have no mean. For statistics of
+    batch norms that have one, see ``update``.
     """
 
     def __init__(self, **networks: nn.Module):
         super().__init__(**{name: deepcopy(network) for name, network in networks.items()})
 
     @torch.no_grad()
-    def update(self, momentum: float, **networks: nn.Module) -> None:
-        """average = momentum · average + (1 - momentum) · student, for the networks given at the start."""
+    def update(self, momentum: float, *, average_buffers: bool = False, **networks: nn.Module) -> None:
+        """average = momentum · average + (1 - momentum) · student, for the networks given at the start.
+
+        average_buffers: treat buffers of floating-point numbers the same way.
+        """
         if networks.keys() != self.networks.keys():
             raise ValueError(f"the average is over {sorted(self.networks)}, got {sorted(networks)}")
         for name, student in networks.items():
@@ -31,7 +35,10 @@ class MovingAverage(Frozen):
             for mean, value in zip(average.parameters(), student.parameters(), strict=True):
                 mean.lerp_(value, 1 - momentum)
             for held, value in zip(average.buffers(), student.buffers(), strict=True):
-                held.copy_(value)
+                if average_buffers and held.is_floating_point():
+                    held.lerp_(value, 1 - momentum)
+                else:
+                    held.copy_(value)
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -11,7 +11,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from method_zoo.parts.contrast import batch_contrast, patch_contrast, two_view_contrast
+from method_zoo.parts.ema import MovingAverage
 from method_zoo.parts.heads import TokenBatchNorm, mlp_head
+from mimbench.errors import UserError
+
+from .build import build
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:
@@ -89,3 +93,24 @@ def test_a_token_norm_counts_every_token_of_every_image() -> None:
     assert_close(out.mean(0), torch.zeros(4), atol=1e-6, rtol=0)
     assert_close(out.var(0, correction=0), torch.ones(4), atol=1e-4, rtol=0)
     assert norm(x.bfloat16()).dtype == torch.float32
+
+
+def test_an_average_of_statistics_lags_behind_its_student() -> None:
+    norm = nn.BatchNorm1d(3)
+    teacher = MovingAverage(norm=norm)
+    norm(rows(20, 3).float() * 4)
+    teacher.update(0.75, average_buffers=True, norm=norm)
+    assert_close(teacher["norm"].running_var, 0.75 * torch.ones(3) + 0.25 * norm.running_var)
+    assert int(teacher["norm"].num_batches_tracked) == 1, "a counter is copied"
+    teacher.update(0.75, norm=norm)
+    assert torch.equal(teacher["norm"].running_var, norm.running_var)
+
+
+def test_lut_never_shows_a_patch_in_both_views() -> None:
+    method = build("lut", mask_ratio=0.7)  # 4 of 16 patches visible
+    first, second = method.masks(torch.rand(50, 16, generator=torch.Generator().manual_seed(0)))
+    assert ((~first).sum(1) == 4).all()
+    assert ((~second).sum(1) == 4).all()
+    assert (first | second).all()
+    with pytest.raises(UserError, match="choose 0.5 or more"):
+        build("lut", mask_ratio=0.4)
