@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.prototypes import Centre, ProjectionHead, Prototypes, cross_entropy, warmed_up
 from method_zoo.parts.varying_masks import VaryingMask
 from method_zoo.parts.views import crop_size, view_keys
-from mimbench.encoder import Backbone
+from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
 
@@ -21,6 +21,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, le=1)]
 COLOURS = Augmentation(
     color_jitter=0.4, saturation=0.2, hue=0.1, jitter_probability=0.8, grayscale=0.2, interpolation="bicubic"
+)
+
+RECIPE = Recipe(
+    base_lr=5e-4,
+    lr_rule="per_256",
+    batch_size=1024,
+    betas=(0.9, 0.999),
+    weight_decay=0.04,
+    warmup=10 / 800,
+    min_lr=1e-6,
+    clip_grad=3.0,
+    drop_path=0.1,
+    augmentation=COLOURS.model_copy(update={"crop_scale": (0.25, 1.0), "blur": 1.0}),
+    source=("bytedance/ibot README and main_ibot.py, ViT-S/16 with multi-crop on ImageNet-1K, 800 epochs"),
 )
 
 
@@ -63,27 +77,13 @@ class IBOT(Method):
         target="high level: tokens of a moving average over learned prototypes",
         architecture="ViT encoder with mask tokens, projection head, moving average, multi-crop",
         objective="classification (cross-entropy to sharpened targets) of patches and class tokens",
-        recipe=Recipe(
-            base_lr=5e-4,
-            lr_rule="per_256",
-            batch_size=1024,
-            betas=(0.9, 0.999),
-            weight_decay=0.04,
-            warmup=10 / 800,
-            min_lr=1e-6,
-            clip_grad=3.0,
-            drop_path=0.1,
-            augmentation=COLOURS.model_copy(update={"crop_scale": (0.25, 1.0), "blur": 1.0}),
-            source=(
-                "bytedance/ibot README and main_ibot.py, ViT-S/16 with multi-crop on ImageNet-1K, 800 epochs"
-            ),
-        ),
+        recipe=RECIPE,
         readout=Readout(token="cls"),
         backbone={"positions": "learned", "mask_token": True, "init": "dino"},
         parity="verified",
         weights=(
-            "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/vits_16/checkpoint.pth",
-            "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/vitb_16/checkpoint.pth",
+            "https://drive.google.com/file/d/1di_xSqKxEwp7TFkis8fWkhYOYH1PagkH",
+            "https://drive.google.com/file/d/1JgdVNX0zjYy9AoUEZO0BILOlFVH-1Vfu",
         ),
         notes=(
             "Published with 10 local crops; the default of 4 costs half of that beside the global ones. "
@@ -97,6 +97,8 @@ class IBOT(Method):
             "the one for ViT-S has false."
         ),
     )
+
+    attends: ClassVar[bool] = False  # whether masks look at the teacher's attention
 
     def __init__(
         self,
@@ -147,15 +149,31 @@ class IBOT(Method):
 
     def forward(self, images: Tensor, step: Step) -> Losses:
         crops = [view.images for view in step.views]
-        masks = self.masking(view_keys(step.keys, (0, 1)), self.encoder.grid)
-        return self.losses(crops, masks, step.progress, step.keys)
+        whole = self.seen_whole(crops)
+        masks = self.masks(whole, view_keys(step.keys, (0, 1)))
+        return self.losses(crops, masks, step.progress, step.keys, whole)
+
+    @torch.no_grad()
+    def seen_whole(self, crops: Sequence[Tensor]) -> Encoded:
+        """The teacher's tokens of both global crops without a mask, 2·B of them."""
+        return self.teacher["encoder"].encode(torch.cat(list(crops[:2])), attention=self.attends)
+
+    def masks(self, whole: Encoded, keys: Tensor) -> Tensor:
+        """What is hidden of the global crops, bool [2·B, N]."""
+        return self.masking(keys, self.encoder.grid)
 
     def losses(
-        self, crops: Sequence[Tensor], masks: Tensor, progress: float, keys: Tensor | None = None
+        self,
+        crops: Sequence[Tensor],
+        masks: Tensor,
+        progress: float,
+        keys: Tensor | None = None,
+        whole: Encoded | None = None,
     ) -> Losses:
         """Losses of two global crops [B, 3, S, S] and any local ones, [B, 3, s, s], under given masks.
 
         masks: bool [2·B, N], True = hidden, of the first global crop's images, then of the second's.
+        whole: what the teacher sees in these crops, where it is known already.
         """
         global_crops = torch.cat(list(crops[:2]))
         dtype, batch = global_crops.dtype, len(crops[0])
@@ -163,7 +181,8 @@ class IBOT(Method):
         temperature = warmed_up(
             self.teacher_temp_start, self.teacher_temp, progress, self.teacher_temp_warmup
         )
-        class_targets, patch_targets = self.targets(global_crops, masks, temperature)
+        whole = whole or self.seen_whole(crops)
+        class_targets, patch_targets = (t.to(dtype) for t in self.targets(whole, masks, temperature))
 
         seen = self.encoder.encode(global_crops, masks, fill="token", keys=self._keys(keys, (0, 1)))
         class_tokens = [seen.cls]
@@ -183,23 +202,20 @@ class IBOT(Method):
         return Losses(classes=self.class_weight * class_loss, patches=self.patch_weight * patch_loss)
 
     @torch.no_grad()
-    def targets(self, images: Tensor, masks: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def targets(self, whole: Encoded, masks: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """The teacher's distributions for each image, [2·B, out], and each hidden patch, [hidden, out].
 
         The centres take note of the logits behind them.
         """
         head = self.teacher["head"]
-        whole = self.teacher["encoder"].encode(images)
         classes = head.of_classes(whole.cls)
         projected = head.projection(whole.patches)
         patches = head.of_patches(projected[masks])
-        targets = tuple(
-            (centre(logits) / temperature).softmax(-1).to(images.dtype)
-            for centre, logits in ((self.class_centre, classes), (self.patch_centre, patches))
-        )
+        class_targets = (self.class_centre(classes) / temperature).softmax(-1)
+        patch_targets = (self.patch_centre(patches) / temperature).softmax(-1)
         self.class_centre.observe(classes.mean(0))
         self.patch_centre.observe(head.of_patches(projected.mean((0, 1))))
-        return targets
+        return class_targets, patch_targets
 
     def _keys(self, keys: Tensor | None, views: Sequence[int]) -> Tensor | None:
         return None if keys is None else view_keys(keys, views)

@@ -50,3 +50,22 @@ class VaryingMask:
         smallest = (min(grid) // 3) ** 2
         mask = random_blocks(host, grid, wanted.cpu().numpy(), smallest)
         return torch.from_numpy(mask).flatten(1).to(keys.device, non_blocking=True)
+
+
+def most_attended(attention: Tensor, share: Tensor) -> Tensor:
+    """Hide the share of patches that gets the most attention, bool [B, N] (AttMask, arXiv:2203.12719).
+
+    attention: [B, N]. share: [B] of each row, float64 where rounding must be the official code's; int(N ·
+    share) patches are hidden.
+    """
+    return ranks(attention) < (attention.shape[1] * share).long().unsqueeze(1)
+
+
+def reveal_hints(mask: Tensor, attention: Tensor, top: float, share: Tensor, scores: Tensor) -> Tensor:
+    """Show again a random few of the most attended patches, bool [B, N] (AttMask's hints).
+
+    top: the share of patches, by attention, out of which hints are drawn. share: [B], of all patches, how
+    many are shown. scores: random [B, N], the largest of which decide.
+    """
+    candidates = most_attended(attention, torch.full_like(share, top))
+    return mask & ~most_attended(scores.masked_fill(~candidates, -torch.inf), share)
