@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
-from method_zoo.parts.ema import MovingAverage
+from method_zoo.parts.ema import MovingAverage, linear
 from method_zoo.parts.losses import ranking, squared_error
 from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores
 from method_zoo.parts.patches import patchify, take, where
@@ -140,6 +140,5 @@ class HPM(Method):
         return (difficulty - normalised(error)).square().mean()
 
     def after_step(self, step: Step) -> None:
-        rise = min(1.0, 2 * step.progress)
-        momentum = self.momentum_start + rise * (self.momentum_end - self.momentum_start)
+        momentum = linear(self.momentum_start, self.momentum_end, 2 * step.progress)
         self.teacher.update(momentum, **self._averaged())

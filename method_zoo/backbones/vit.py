@@ -85,7 +85,8 @@ class ViT(nn.Module):
     final_norm: whether a layer norm follows the last block; without, the tokens are the last block's.
     mask_token: whether there is one, which ``encode(..., fill="token")`` asks for.
     init: "mae" (Xavier), "mocov3" (the same, queries, keys and values each on its own), "beit" (normal
-    of 0.02, output projections scaled down by depth) or "dino" (normal of 0.02).
+    of 0.02 cut at one standard deviation, output projections scaled down by depth), "ijepa" (the same
+    without the cut) or "dino" (normal of 0.02).
     interpolate_offset: patches added to either side of the grid that positions are interpolated to for
     images of another size (see ``encode``): DINO's 0.1 or none.
     """
@@ -109,7 +110,7 @@ class ViT(nn.Module):
         drop_path_rule: Literal["linear", "constant"] = "linear",
         mask_token: bool = False,
         final_norm: bool = True,
-        init: Literal["mae", "mocov3", "beit", "dino"] = "mae",
+        init: Literal["mae", "mocov3", "beit", "ijepa", "dino"] = "mae",
         interpolate_offset: float = 0.1,
     ):
         super().__init__()
@@ -159,8 +160,13 @@ class ViT(nn.Module):
         self.rel_pos = nn.ModuleList(RelPosBias(self.grid, num_heads, self.prefix) for _ in range(tables))
         self.blocks = nn.ModuleList(make_block(self.config) for _ in range(depth))
         self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
-        initialise = {"mae": self._init_mae, "mocov3": self._init_mocov3}
-        (initialise | {"beit": self._init_beit, "dino": self._init_dino})[init]()
+        {
+            "mae": self._init_mae,
+            "mocov3": self._init_mocov3,
+            "beit": self._init_beit,
+            "ijepa": self._init_ijepa,
+            "dino": self._init_dino,
+        }[init]()
 
     def _init_mae(self) -> None:
         """As facebookresearch/mae initialises: Xavier for every matrix, normal of 0.02 for tokens."""
@@ -189,6 +195,12 @@ class ViT(nn.Module):
         shrink_outputs_(self.blocks)
         for bias in self.rel_pos:
             nn.init.zeros_(bias.relative_position_bias_table)
+
+    def _init_ijepa(self) -> None:
+        """As facebookresearch/ijepa initialises: BEiT's way without its cut at one standard deviation."""
+        self._init_beit()
+        truncated_normal_(self, cut=100)
+        shrink_outputs_(self.blocks)
 
     def _init_dino(self) -> None:
         """As facebookresearch/dino initialises; the patch embedding keeps torch's draw, mask tokens are 0."""
@@ -455,10 +467,13 @@ def xavier_(module: nn.Module, joint: bool = True) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def truncated_normal_(module: nn.Module, std: float = 0.02) -> None:
-    """Initialise every linear and convolutional layer inside as BEiT's code does, biases zero."""
+def truncated_normal_(module: nn.Module, std: float = 0.02, cut: float = 1.0) -> None:
+    """Initialise every linear and convolutional layer inside as BEiT's code does, biases zero.
+
+    cut: where the normal distribution is cut off, in standard deviations.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(part.weight, std=std, a=-std, b=std)
+            nn.init.trunc_normal_(part.weight, std=std, a=-cut * std, b=cut * std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

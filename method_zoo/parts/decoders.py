@@ -17,18 +17,24 @@ HEAD_WIDTH = 32  # of decoder attention: MAE's is 512 wide with 16 heads
 
 
 def decoder_size(
-    backbone: Backbone, dim: int | None = None, depth: int | None = None, heads: int | None = None
+    backbone: Backbone,
+    dim: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+    *,
+    published: tuple[int, int] = (512, 8),
 ) -> tuple[int, int, int]:
     """Width, depth and heads of a decoder; what is None follows from the backbone.
 
-    MAE's decoder of 512 x 8 was made for ViT-B and L. The default keeps its proportion to ViT-B (2/3 of
-    the width, rounded to a multiple of 32, and 2/3 of the depth) and never exceeds it: beside a ViT-S the
-    full one costs more than the encoder.
+    published: width and depth of the decoder that was published with a ViT-B, MAE's by default. It keeps
+    its proportion to that backbone (MAE's: 2/3 of the width, rounded to a multiple of 32, and 2/3 of the
+    depth) and never exceeds what was published: beside a ViT-S the full one costs more than the encoder.
 
     Raises UserError where the width does not divide into the heads.
     """
-    dim = dim or min(512, max(1, round(backbone.embed_dim * 512 / 768 / HEAD_WIDTH)) * HEAD_WIDTH)
-    depth = depth or min(8, max(1, round(backbone.depth * 8 / 12)))
+    widest, deepest = published
+    dim = dim or min(widest, max(1, round(backbone.embed_dim * widest / 768 / HEAD_WIDTH)) * HEAD_WIDTH)
+    depth = depth or min(deepest, max(1, round(backbone.depth * deepest / 12)))
     heads = heads or max(1, dim // HEAD_WIDTH)
     if dim % heads:
         raise UserError(f"a decoder width of {dim} does not divide into {heads} heads; change decoder_heads")

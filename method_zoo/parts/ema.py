@@ -44,3 +44,8 @@ class MovingAverage(Frozen):
 def cosine(start: float, end: float, progress: float) -> float:
     """A momentum that goes from ``start`` to ``end`` along half a cosine over the run (BYOL, 2006.07733)."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """The same in a straight line, staying at ``end`` once progress is beyond 1."""
+    return start + min(progress, 1.0) * (end - start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -40,3 +41,22 @@ def pixels_at(images: Tensor, index: Tensor, patch_size: int, norm: bool = True)
     """
     patches = take(patchify(images, patch_size), index)
     return normalised(patches) if norm else patches
+
+
+def layer_average(
+    layers: Sequence[Tensor],
+    norm: Literal["layer", "instance", "none"] = "layer",
+    norm_average: bool = True,
+) -> Tensor:
+    """Mean over the layers of a teacher, [B, N, D]: the target of data2vec (arXiv:2202.03555, section 3.3).
+
+    layers: [B, N, D] each. norm: how each is normalised before, over the channels of a token ("layer") or
+    over the tokens of an image, each channel by itself ("instance"), without gain or bias and with 1e-5
+    added to the variance. norm_average: layer norm of the mean, too.
+    """
+    if norm == "layer":
+        layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]
+    elif norm == "instance":
+        layers = [F.instance_norm(layer.transpose(1, 2)).transpose(1, 2) for layer in layers]
+    mean = sum(layers[1:], start=layers[0]) / len(layers)
+    return F.layer_norm(mean, mean.shape[-1:]) if norm_average else mean
