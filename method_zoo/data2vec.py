@@ -78,11 +78,11 @@ class Data2Vec(Method):
             "120 of 196 patches are hidden, which mask_ratio and min_block keep as shares on other grids; "
             "block masks may hide a few patches fewer, as the code's do. The published commands ask for a "
             "momentum that grows from 0.999 but give its growth 0 steps, so that it is 0.9998 throughout "
-            "(0.9999 in the second half of the 1,600 epochs of ViT-L), as the paper says; momentum_start and "
-            "momentum_end make it grow over the run. Averaged are the upper 6 of 12 blocks, which is half "
-            "(average_blocks); the published ViT-L averages 6 of 24. The code's dropout on the attention, "
-            "0.05, is left out. Large models are published with a layer scale of 1e-5. Evaluated is the "
-            "student, as in the published fine-tuning."
+            "(0.9999 in the second half of the 1,600 epochs of ViT-L), as the paper says; momentum_start "
+            "and momentum_end make it grow over the run. Averaged are the upper 6 of 12 blocks, which is "
+            "half (average_blocks); the published ViT-L averages 6 of 24. The code's dropout on the "
+            "attention, 0.05, is left out. Large models are published with a layer scale of 1e-5. "
+            "Evaluated is the student, as in the published fine-tuning."
         ),
     )
 

@@ -53,7 +53,7 @@ class IJEPA(Method):
             warmup_start_lr=2e-4,
             min_lr=1e-6,
             augmentation=Augmentation(crop_scale=(0.3, 1.0), interpolation="bilinear", flip=False),
-            source="facebookresearch/ijepa configs/in1k_vith14_ep300.yaml, ViT-H/14 on ImageNet-1K, 300 epochs",
+            source="facebookresearch/ijepa configs/in1k_vith14_ep300.yaml, ViT-H/14, ImageNet-1K, 300 epochs",
         ),
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "cls_token": False, "init": "ijepa"},
@@ -63,15 +63,16 @@ class IJEPA(Method):
             "https://dl.fbaipublicfiles.com/ijepa/IN22K-vit.h.14-900e.pth.tar",
         ),
         notes=(
-            "The code's loss is smooth L1, the paper's the squared distance (loss=l2). In the code blocks never "
-            "reach the last row and column of the grid, because torch excludes the upper bound of the draw of "
-            "their place: at 14 x 14 patches the context always starts in the first. That is taken for a "
-            "mistake, the more harmful the smaller the grid; whole_grid=false has it. All images of a step have block sizes and a number of context patches "
-            "in common, as in the code, but not by cutting to the smallest of the batch at hand: see "
-            "MultiBlockMask. min_context, 10 patches in the code, is a share here. The predictor of 384 x 12 "
-            "was published with ViT-L and H and 384 x 6 with ViT-B; here half of the encoder's width, at "
-            "most 384, and half of its depth. The published weight decay grows from 0.04 to 0.4 along a cosine, "
-            "here it stays. The paper evaluates the moving average, here the encoder that learns is."
+            "The code's loss is smooth L1, the paper's the squared distance (loss=l2). In the code blocks "
+            "never reach the last row and column of the grid, because torch excludes the upper bound of "
+            "the draw of their place: at 14 x 14 patches the context always starts in the first. That is "
+            "taken for a mistake, the more harmful the smaller the grid; whole_grid=false has it. All "
+            "images of a step have block sizes and a number of context patches in common, as in the code, "
+            "but not by cutting to the smallest of the batch at hand: see MultiBlockMask. min_context, 10 "
+            "patches in the code, is a share here. The predictor of 384 x 12 was published with ViT-L and "
+            "H and 384 x 6 with ViT-B; here half of the encoder's width, at most 384, and half of its "
+            "depth. The published weight decay grows from 0.04 to 0.4 along a cosine, here it stays. The "
+            "paper evaluates the moving average, here the encoder that learns is."
         ),
     )
 

@@ -115,7 +115,12 @@ class MultiBlockMask:
         return sizes[0], sizes[1]
 
     def _draw(
-        self, keys: Tensor, grid: tuple[int, int], target: tuple[int, int], context: tuple[int, int], least: int
+        self,
+        keys: Tensor,
+        grid: tuple[int, int],
+        target: tuple[int, int],
+        context: tuple[int, int],
+        least: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Target blocks, bool [T, B, N], and contexts of at least ``least`` patches, bool [E, B, N]."""
         drawn = np.zeros((self.targets, len(keys), grid[0] * grid[1]), dtype=bool)
@@ -124,7 +129,10 @@ class MultiBlockMask:
         while len(missing):
             blocks = self._place(keys[missing], grid, target, self.targets, f"mask/targets/{turn}")
             chosen = np.stack(
-                [self._context(keys[missing], grid, context, blocks, f"{turn}/{i}") for i in range(self.contexts)]
+                [
+                    self._context(keys[missing], grid, context, blocks, f"{turn}/{i}")
+                    for i in range(self.contexts)
+                ]
             )
             good = (np.count_nonzero(chosen, axis=2) >= least).all(0)
             drawn[:, missing[good]], seen[:, missing[good]] = blocks[:, good], chosen[:, good]
@@ -141,7 +149,10 @@ class MultiBlockMask:
             (block,) = self._place(keys[missing], grid, size, 1, f"mask/context/{purpose}/{tries}")
             avoided = blocks[: max(self.targets - tries // _TRIES, 0), missing].any(0)
             chosen[missing] = block & ~avoided
-            missing, tries = missing[np.count_nonzero(chosen[missing], axis=1) <= self._least(grid)], tries + 1
+            missing, tries = (
+                missing[np.count_nonzero(chosen[missing], axis=1) <= self._least(grid)],
+                tries + 1,
+            )
         return chosen
 
     def _place(

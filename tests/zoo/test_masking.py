@@ -26,6 +26,7 @@ OFFICIAL = {
     "ibot": VaryingMask(),
     "cae": BlockMask(count=98, min_block=16, attempts=1000),
     "bootmae": BlockMask(count=120, min_block=16, max_block=60, attempts=1000),
+    "data2vec": BlockMask(count=120, min_block=16),
 }
 SAMPLERS = [
     *OFFICIAL.values(),

@@ -14,11 +14,11 @@ from method_zoo.beit import BEiT
 from method_zoo.hpm import HPM
 from method_zoo.mae import MAE
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
-from method_zoo.parts.ema import MovingAverage
+from method_zoo.parts.ema import MovingAverage, cosine, linear
 from method_zoo.parts.frozen import Frozen
 from method_zoo.parts.losses import ranking
 from method_zoo.parts.patches import patchify, take, where
-from method_zoo.parts.targets import normalised
+from method_zoo.parts.targets import layer_average, normalised
 from method_zoo.simmim import SimMIM
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
@@ -220,3 +220,35 @@ def test_beit_s_share_of_blocks_survives_another_grid(size: int) -> None:
 def test_simmim_s_cells_that_do_not_tile_the_grid_are_a_sentence() -> None:
     with pytest.raises(UserError, match="mask cells of 3x3"):
         SimMIM(vit(**SimMIM.card.backbone), mask_unit=3)
+
+
+def test_momentum_goes_where_it_is_told() -> None:
+    for schedule in (linear, cosine):
+        assert schedule(0.0, 0.9, 1.0) == pytest.approx(0.9)
+        assert schedule(0.5, 0.9, 1.0) == pytest.approx(0.95)
+        assert schedule(1.0, 0.9, 1.0) == pytest.approx(1.0)
+        assert schedule(1.7, 0.9, 1.0) == pytest.approx(1.0)
+    assert linear(0.25, 0.0, 1.0) == pytest.approx(0.25)
+    assert cosine(0.25, 0.0, 1.0) == pytest.approx((1 - math.sqrt(0.5)) / 2)
+
+
+@pytest.mark.parametrize("norm", ["layer", "instance", "none"])
+@pytest.mark.parametrize("norm_average", [True, False])
+def test_a_mean_of_layers_is_what_a_loop_makes_it(norm: Any, norm_average: bool) -> None:
+    layers = [torch.randn(2, 5, 3, dtype=torch.float64) * (i + 1) + i for i in range(3)]
+
+    def standard(x: Tensor) -> Tensor:
+        return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+
+    expected = torch.zeros(2, 5, 3, dtype=torch.float64)
+    for layer in layers:
+        for b in range(2):
+            part = layer[b].clone()
+            if norm == "layer":
+                part = torch.stack([standard(token) for token in part])
+            elif norm == "instance":
+                part = torch.stack([standard(channel) for channel in part.T], dim=1)
+            expected[b] += part / 3
+    if norm_average:
+        expected = torch.stack([torch.stack([standard(t) for t in image]) for image in expected])
+    torch.testing.assert_close(layer_average(layers, norm, norm_average), expected)

@@ -46,7 +46,9 @@ def _check_tensors(method: IJEPA, run: Official) -> None:
     contexts, targets = (torch.stack(run.inputs[name]) for name in ("masks_enc", "masks_pred"))
     with torch.no_grad():
         # The official order: target block, context block, image.
-        predicted = [method.predict(images, seen, targets).unflatten(0, targets.shape[:2]) for seen in contexts]
+        predicted = [
+            method.predict(images, seen, targets).unflatten(0, targets.shape[:2]) for seen in contexts
+        ]
         assert_same_output(torch.stack(predicted, dim=1).flatten(0, 2), run.outputs["pred"])
         features = method.features(images)
         target = torch.stack([take(features, block) for block in targets])
