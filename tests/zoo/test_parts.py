@@ -224,12 +224,12 @@ def test_simmim_s_cells_that_do_not_tile_the_grid_are_a_sentence() -> None:
 
 def test_momentum_goes_where_it_is_told() -> None:
     for schedule in (linear, cosine):
-        assert schedule(0.0, 0.9, 1.0) == pytest.approx(0.9)
-        assert schedule(0.5, 0.9, 1.0) == pytest.approx(0.95)
-        assert schedule(1.0, 0.9, 1.0) == pytest.approx(1.0)
-        assert schedule(1.7, 0.9, 1.0) == pytest.approx(1.0)
-    assert linear(0.25, 0.0, 1.0) == pytest.approx(0.25)
-    assert cosine(0.25, 0.0, 1.0) == pytest.approx((1 - math.sqrt(0.5)) / 2)
+        assert schedule(0.9, 1.0, 0.0) == pytest.approx(0.9)
+        assert schedule(0.9, 1.0, 0.5) == pytest.approx(0.95)
+        assert schedule(0.9, 1.0, 1.0) == pytest.approx(1.0)
+    assert linear(0.0, 1.0, 0.25) == pytest.approx(0.25)
+    assert linear(0.0, 1.0, 1.7) == 1.0
+    assert cosine(0.0, 1.0, 0.25) == pytest.approx((1 - math.sqrt(0.5)) / 2)
 
 
 @pytest.mark.parametrize("norm", ["layer", "instance", "none"])
