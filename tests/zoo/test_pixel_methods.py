@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from method_zoo.deepmim import DeepMIM, supervised_layers
+from method_zoo.masksub import MaskSub
 from method_zoo.mff import MFF, fused_layers
 from method_zoo.pixmim import PixMIM, low_passed
+from mimbench import registry
 from mimbench.errors import UserError
 
-from .build import batch, build
+from .build import TINY, batch, build, optimiser, train, trained_teacher
 
 DOUBLE = torch.float64
 
@@ -88,3 +91,75 @@ def test_one_level_is_a_plain_masked_autoencoder() -> None:
     fused = method.fused(encoded)
     torch.testing.assert_close(fused.patches, encoded.patches)
     assert not list(method.fusion.parameters())
+
+
+# DeepMIM ----------------------------------------------------------------------------------------------
+
+
+def test_decoders_sit_on_the_published_blocks() -> None:
+    assert [12 + 1 + layer for layer in supervised_layers(12, 4)] == [6, 8, 10, 12]
+    assert [24 + 1 + layer for layer in supervised_layers(24, 4)] == [12, 16, 20, 24]
+    assert supervised_layers(2, 4) == (-2, -1)
+    assert supervised_layers(12, 1) == (-1,)
+
+
+def test_a_teacher_replaces_the_pixels() -> None:
+    """With one, every decoder predicts its features, by the cosine, and the teacher stays as it is."""
+    plain = build("deepmim")
+    teacher = trained_teacher("mae", 4)
+    options = {**DeepMIM.card.backbone, **TINY}
+    method = DeepMIM(registry.build_backbone("vit_micro_patch4", 16, **options), teacher=teacher)
+    x, step = batch(plain)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    losses = train(method, optimiser(method), x, step)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert losses.keys() == plain(x, step).keys() == {"block 1", "block 2"}
+    assert all(0 < loss < 4 for loss in losses.values())
+
+    features = teacher.encode(method.denormalise(x)).patches
+    torch.testing.assert_close(method.features(x), features)
+    mask = method.masking(step.keys, (4, 4))
+    opposite = method.losses(x, mask, -features, step.keys)
+    same = method.losses(x, mask, features, step.keys)
+    for name, loss in same.items():  # 2 - 2 cos and 2 + 2 cos
+        assert (loss + opposite[name]).item() == pytest.approx(4, abs=1e-5)
+
+
+# MaskSub ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["bce", "ce"])
+def test_the_masked_branch_learns_the_other_ones_prediction(loss: str) -> None:
+    method = build("masksub", loss=loss).double()
+    assert isinstance(method, MaskSub)
+    x, step = batch(method)
+    x = x.double()
+    mask = method.masking(step.keys, (4, 4))
+    assert (mask.sum(1) == 8).all()
+    losses = method.losses(x, mask, step.labels)
+    main = method.logits(method.encoder.encode(x)).detach().numpy()
+    sub = method.logits(method.encoder.encode(x, mask)).detach().numpy()
+
+    def distance(scores: np.ndarray, target: np.ndarray) -> float:
+        if loss == "bce":
+            p = 1 / (1 + np.exp(-scores))
+            return float(-(target * np.log(p) + (1 - target) * np.log(1 - p)).mean())
+        p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        return float(-(target * np.log(p)).sum(1).mean())
+
+    truth = np.eye(10)[step.labels.numpy()]
+    p = np.exp(main) / np.exp(main).sum(1, keepdims=True) if loss == "ce" else 1 / (1 + np.exp(-main))
+    assert losses["labels"].item() == pytest.approx(distance(main, truth) / 2, abs=1e-12)
+    assert losses["masked"].item() == pytest.approx(distance(sub, p) / 2, abs=1e-12)
+
+
+def test_the_masked_branch_does_not_teach_the_other_one() -> None:
+    """Its target carries no gradient: only what the sub-branch itself computes is moved by its loss."""
+    method = build("masksub", loss="ce").double()
+    x, step = batch(method)
+    mask = method.masking(step.keys, (4, 4))
+    x = x.double().requires_grad_()
+    method.losses(x, mask, step.labels)["masked"].backward()
+    hidden = mask.view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3).expand_as(x)
+    assert not x.grad[hidden].any()
+    assert x.grad[~hidden].any()
