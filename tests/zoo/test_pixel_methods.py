@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from method_zoo.deepmim import DeepMIM, supervised_layers
 from method_zoo.masksub import MaskSub
 from method_zoo.mff import MFF, fused_layers
+from method_zoo.parts.patches import where
 from method_zoo.pixmim import PixMIM, low_passed
+from method_zoo.sup_mim import SupMIM
 from mimbench import registry
 from mimbench.errors import UserError
 
@@ -163,3 +165,28 @@ def test_the_masked_branch_does_not_teach_the_other_one() -> None:
     hidden = mask.view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3).expand_as(x)
     assert not x.grad[hidden].any()
     assert x.grad[~hidden].any()
+
+
+# Sup-MIM ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classify", ["whole", "masked"])
+def test_label_and_hidden_tokens_are_told_apart(classify: str) -> None:
+    """Each loss is the naive cross-entropy; which patches the label is told from is the setting's."""
+    method = build("sup_mim", classify=classify, label_smoothing=0.0, token_weight=0.5).double()
+    assert isinstance(method, SupMIM)
+    x, step = batch(method, n=3)
+    x = x.double()
+    mask, ids = method.masking(step.keys, (4, 4)), method.token_ids(x.float())
+    losses = method.losses(x, mask, ids, step.labels)
+
+    visible = method.encoder.encode(x, mask)
+    seen = visible if classify == "masked" else method.encoder.encode(x)
+    scores = method.classifier(seen.patches.mean(1)).log_softmax(-1)
+    expected = -np.mean([scores[b, label].item() for b, label in enumerate(step.labels)])
+    assert losses["labels"].item() == pytest.approx(expected, abs=1e-12)
+
+    hidden = where(mask)
+    told = method.decoder(method.mask_tokens(visible, hidden), last=12).log_softmax(-1)
+    terms = [told[b, i, ids[b, n]].item() for b in range(3) for i, n in enumerate(hidden[b])]
+    assert losses["tokens"].item() == pytest.approx(-0.5 * np.mean(terms), abs=1e-12)
