@@ -105,13 +105,13 @@ class VQKD(Method):
         self.codebook = SphericalCodebook(vocabulary, dim, decay)
         self.from_codes = nn.Linear(dim, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(1, 1 + n_patches, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + n_patches, width))
         depth = decoder_depth or max(1, round(backbone.depth * 3 / 12))
         self.decoder = TransformerDecoder(width, depth, backbone.config["num_heads"], width)
         self.to_features = nn.Sequential(nn.Tanh(), nn.Linear(width, teacher.embed_dim))
         for part in (self.to_codes, self.from_codes, self.decoder, self.to_features):
             truncated_normal_(part)
-        for parameter in (self.cls_token, self.positions):
+        for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     @classmethod
@@ -133,7 +133,7 @@ class VQKD(Method):
         scores = rng.uniform(keys, vectors.shape[1], "vqkd/idle codes")
         found = self.codebook(vectors.flatten(0, 1), scores.flatten())
         codes = self.from_codes(found.codes.to(vectors.dtype).view(vectors.shape))
-        tokens = torch.cat([self.cls_token.expand(len(codes), -1, -1), codes], dim=1) + self.positions
+        tokens = torch.cat([self.cls_token.expand(len(codes), -1, -1), codes], dim=1) + self.pos_embed
         told = self.to_features(self.decoder(tokens, last=codes.shape[1]))
         similarity = F.cosine_similarity(told.to(images.dtype), target, dim=-1)
         return Losses(

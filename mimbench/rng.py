@@ -73,6 +73,20 @@ def uniform(keys: Tensor, n: int, purpose: str) -> Tensor:
     return _shift(z, 40).to(torch.float32) * 2.0**-24
 
 
+def chances(keys: Tensor, n: int, probability: float, purpose: str) -> Tensor:
+    """Whether each of ``n`` things happens to each sample, bool [B, n], a row for each key of ``keys`` [B].
+
+    ``probability`` is rounded to a multiple of 2^-16: a 64-bit number decides four of them, which makes
+    many draws, such as those of dropout, as cheap as torch's own.
+    """
+    import torch
+
+    words = -(-n // 4)
+    counter = torch.arange(1, words + 1, device=keys.device, dtype=torch.int64) * _signed(GOLDEN)
+    draws = _mix(branch(keys, purpose).unsqueeze(1) + counter).view(torch.int16)[:, :n]
+    return draws < min(round(probability * 2**16), 2**16 - 1) - 2**15
+
+
 def branch(keys: Tensor, purpose: str) -> Tensor:
     """Keys for something else of each sample that draws on its own, such as a second view; int64 [B]."""
     return _mix(keys + _signed(salt(purpose)))

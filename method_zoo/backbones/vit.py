@@ -290,7 +290,7 @@ class ViT(nn.Module):
         depth.
         """
         x, kept, tokens = self.embed(images, mask, fill, edits)
-        return self.transform(x, kept, tokens, layers, attention, keys, edits)
+        return self.transform(x, kept, tokens, layers, attention, keys=keys, edits=edits)
 
     def embed(
         self,
@@ -350,12 +350,18 @@ class ViT(nn.Module):
             taps.setdefault(-self.depth - 1, x)
             if attention and i == self.depth - 1:
                 probabilities = attention_probabilities(block, x, bias)
-            x = run_block(block, x, bias, None if scales is None else scales[i])
+            x = self.run_block(i, x, bias, None if scales is None else scales[i], keys)
             if i - self.depth in layers:
                 taps[i - self.depth] = x
 
         cls, patches = self._split(self.norm(x))
         return Encoded(cls, patches, kept, tuple(self._split(taps[i]) for i in layers), probabilities)
+
+    def run_block(
+        self, i: int, x: Tensor, bias: Tensor | None, scales: Tensor | None, keys: Tensor | None
+    ) -> Tensor:
+        """The output of the i-th block on x [B, T, D]; see ``run_block`` of this module."""
+        return run_block(self.blocks[i], x, bias, scales)
 
     def _split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         return (x[:, 0] if self.prefix else None), x[:, self.prefix :]

@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from method_zoo.backbones.dropout import run_dropping_block
 from method_zoo.backbones.vit import LayerNorm, choose_attention, sincos_positions, xavier_
 from mimbench.encoder import Backbone, Encoded
 from mimbench.errors import UserError
@@ -96,10 +97,22 @@ class HiddenTokens(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Transformer blocks, a norm and a linear head on a sequence's last tokens (MAE, arXiv:2111.06377)."""
+    """Transformer blocks, a norm and a linear head on a sequence's last tokens (MAE, arXiv:2111.06377).
 
-    def __init__(self, dim: int, depth: int, heads: int, out_features: int, mlp_ratio: float = 4.0):
+    dropout: rate inside of blocks while training (see ``backbones.dropout``).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        out_features: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
+        self.dropout = dropout
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
         )
@@ -107,11 +120,15 @@ class TransformerDecoder(nn.Module):
         self.head = nn.Linear(dim, out_features)
         xavier_(self)
 
-    def forward(self, tokens: Tensor, last: int) -> Tensor:
-        """Predictions for the ``last`` tokens of [B, T, dim]: [B, last, out_features]."""
+    def forward(self, tokens: Tensor, last: int, keys: Tensor | None = None) -> Tensor:
+        """Predictions for the ``last`` tokens of [B, T, dim]: [B, last, out_features].
+
+        keys: int64 [B], what dropout depends on.
+        """
         choose_attention(self.blocks, tokens)
-        for block in self.blocks:
-            tokens = block(tokens)
+        rate = self.dropout if self.training else 0.0
+        for i, block in enumerate(self.blocks):
+            tokens = run_dropping_block(block, tokens, rate, keys, f"decoder/{i}")
         return self.head(self.norm(tokens[:, -last:]))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -111,6 +112,56 @@ class RandomMask:
             return cells
         blocks = cells.view(-1, rows, 1, columns, 1).expand(-1, -1, self.unit, -1, self.unit)
         return blocks.reshape(len(keys), -1)
+
+
+class Masked(NamedTuple):
+    """Patches that are hidden, and those of them that are left out of the encoder; bool [B, N]."""
+
+    hidden: Tensor  # a number of its own in each row
+    dropped: Tensor  # equally many in each row
+
+
+@dataclass(frozen=True)
+class VaryingMask:
+    """Each image hides a random share of its patches, drawn from a truncated normal distribution.
+
+    MAGE's masking (arXiv:2211.09117): the share has ``mean`` and ``std`` before it is cut to [low, high];
+    the first ceil(N·low) of the hidden patches can be left out of the encoder, since that many are
+    hidden in every image. The rounding is the official code's, which draws one share for a whole batch.
+    """
+
+    mean: float = 0.55
+    std: float = 0.25
+    low: float = 0.5
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high <= 1 or self.std <= 0:
+            raise UserError(
+                f"shares of hidden patches take 0 < low <= high <= 1 and a positive standard deviation, got "
+                f"low {self.low:g}, high {self.high:g} and {self.std:g}"
+            )
+
+    def n_dropped(self, grid: tuple[int, int]) -> int:
+        """How many patches of ``grid`` every image hides; UserError where that is all of them."""
+        n = grid[0] * grid[1]
+        return check_leaves_both(math.ceil(n * self.low), n, f"at least {self.low:g}", grid)
+
+    def shares(self, keys: Tensor) -> Tensor:
+        """Share of hidden patches of each image, float64 [B]: the inverse distribution of a uniform draw."""
+        low, high = (
+            torch.special.ndtr(torch.tensor((edge - self.mean) / self.std, dtype=torch.float64))
+            for edge in (self.low, self.high)
+        )
+        draws = rng.uniform(keys, 1, "mask/share")[:, 0].double()
+        normal = torch.special.ndtri(low.to(keys.device) + draws * (high - low).to(keys.device))
+        return (self.mean + self.std * normal).clamp(self.low, self.high)
+
+    def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Masked:
+        n = grid[0] * grid[1]
+        n_hidden = (n * self.shares(keys)).ceil()
+        places = ranks(random_scores(keys, n))
+        return Masked(places < n_hidden.unsqueeze(1), places < self.n_dropped(grid))
 
 
 ATTEMPTS = 10  # per block, as published

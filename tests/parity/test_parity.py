@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import method_zoo.mae
 from method_zoo.parts.patches import patchify
@@ -133,11 +133,22 @@ def _tanh_gelu(method: Method) -> None:
 def test_a_wrong_eps_or_activation_would_be_noticed(path: Path, mistake) -> None:
     run = read(path)
     method, _, losses = _repeat(run, torch.float64)
+    right = _norms(method, losses.total)
     mistake(method)
     wrong = ADAPTERS[run.method].losses(method, run).total
-    # Float32 hides more: there the mistake stands out of both runs' tolerance, not far out of it.
-    margin = 100 if run.tolerance < 1e-6 else 2
-    assert abs(wrong - losses.total) > margin * run.tolerance
+    if run.tolerance < 1e-6:
+        assert abs(wrong - losses.total) > 100 * run.tolerance
+        return
+    # Float32 hides more: there the mistake stands out of the tolerance of the loss or of some gradient.
+    if abs(wrong - losses.total) <= run.tolerance:
+        assert right != pytest.approx(_norms(method, wrong), rel=10 * run.tolerance_rest, abs=1e-10)
+
+
+def _norms(method: Method, loss: Tensor) -> dict[str, float]:
+    """Norm of each parameter's gradient under ``loss`` alone."""
+    method.zero_grad()
+    loss.backward()
+    return {name: p.grad.norm().item() for name, p in method.named_parameters() if p.grad is not None}
 
 
 def test_a_wrong_patch_order_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from mimbench.errors import UserError
 from mimbench.method import Tokenizer
 
 PRODUCT = "tokenizer.safetensors"  # of a tokenizer job
+DALLE = "dalle"  # names OpenAI's dVAE where methods are named by their keys
 
 
 @torch.no_grad()
@@ -52,17 +55,33 @@ def load_tokenizer(path: Path | str) -> nn.Module:
     return tokenizer.requires_grad_(False).eval()
 
 
-def _ours(metadata: dict, path: Path) -> nn.Module:
+def _ours(metadata: Mapping[str, Any], path: Path) -> nn.Module:
     """The freshly built tokenizer that a file of ours names."""
-    key = str(metadata.get("method"))
-    cls = registry.find_method(key)
-    if cls.card.role != "tokenizer":
-        raise UserError(
-            f"{path} holds weights of {key}, which is no tokenizer; give the {PRODUCT} of a tokenizer job"
-        )
     try:
-        return cls.from_config(metadata["config"])
+        return build_tokenizer(metadata)
     except (KeyError, TypeError, ValueError) as error:
+        key = metadata.get("method")
         raise UserError(
             f"{path} does not say how the tokenizer {key} was built ({error!r}); train it again"
         ) from error
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What ``build_tokenizer`` rebuilds a tokenizer from, without its weights: JSON data."""
+    if isinstance(tokenizer, dalle.DalleEncoder):
+        return {"method": DALLE, "config": tokenizer.config}
+    card, config = getattr(tokenizer, "card", None), getattr(tokenizer, "config", None)
+    if card is None or config is None:
+        raise TypeError(f"{type(tokenizer).__name__} does not say how it was built (card and config)")
+    return {"method": card.key, "config": config}
+
+
+def build_tokenizer(description: Mapping[str, Any]) -> nn.Module:
+    """A freshly initialised tokenizer as ``describe`` described it; UserError for what is no tokenizer."""
+    key = str(description.get("method"))
+    if key == DALLE:
+        return dalle.DalleEncoder(**description["config"])
+    cls = registry.find_method(key)
+    if cls.card.role != "tokenizer":
+        raise UserError(f"{key} is no tokenizer; give the {PRODUCT} of a tokenizer job")
+    return cls.from_config(description["config"])

@@ -66,6 +66,7 @@ class DalleEncoder(nn.Module):
     def __init__(self, vocabulary: int = 8192, width: int = 256, blocks: int = 2):
         super().__init__()
         self.vocabulary = vocabulary
+        self.config = {"vocabulary": vocabulary, "width": width, "blocks": blocks}
         gain = 1 / (GROUPS * blocks) ** 2
         self.blocks = nn.Sequential(OrderedDict(input=Conv(3, width, 7)))
         channels = width
