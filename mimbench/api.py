@@ -80,6 +80,7 @@ def run(
     seeds: int | str | Sequence[int] = (0,),
     set: Mapping[str, Any] | Sequence[str] = {},
     tokenizer: str | None = None,
+    teacher: str | None = None,
     baselines: bool = True,
     skip_broken: bool = False,
     workers: int | None = None,
@@ -175,7 +176,7 @@ def _workshop(request: Request, data: Dataset, plan: Plan, ledger: Ledger, fabri
         data,
         ledger,
         plan.setting,
-        tokenizer_files=plan.tokenizer_files,
+        files=plan.files,
         micro_batch=request.micro_batch,
         workers=_workers() if request.workers is None else request.workers,
         fabric=fabric,
@@ -200,9 +201,7 @@ def _check_builds(plan: Plan, workshop: Workshop, done: Collection[str]) -> None
         if job.kind == "evaluate" or job.id in done or job.content["variant"] in seen:
             continue
         seen.add(job.content["variant"])
-        # a tokenizer that is yet to be trained is as good as any for this
-        tokenizer = workshop.method(jobs[job.needs[0]]) if job.needs else None
-        workshop.method(job, tokenizer)
+        workshop.method(job, stand_ins=jobs)
 
 
 def _write_tables(request: Request) -> tuple[Path, ...]:

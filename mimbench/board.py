@@ -56,7 +56,8 @@ class _Content(BaseModel):
     settings: dict[str, Any] = {}
     method_version: int = 0
     role: Role = "method"
-    tokenizer: dict[str, Any] = {}  # content of the one that was trained, or the sha256 of a given one
+    provided: dict[str, dict[str, Any]] = {}  # tokenizers, teachers: content of the trained, sha256 of given
+    sources: str = ""  # the same for people
     recipe: dict[str, Any] | None = None
     external: External = "none"
     seed: int = 0
@@ -102,6 +103,7 @@ def _row(record: Record) -> dict[str, Any]:
         "content": record.content,
         "role": content.role,
         "external": content.external,
+        "sources": content.sources,
         "settings": canonical(content.settings),
         "seed": content.seed,
         "setting": canonical(content.setting.content()),
@@ -138,9 +140,9 @@ def _choice(selection: dict[str, Any]) -> dict[str, Any]:
 def _versions(content: dict[str, Any]) -> Iterator[int]:
     """The method's version and those of what was trained for it: either changes its results."""
     yield content.get("method_version", 0)
-    tokenizer = content.get("tokenizer")
-    if tokenizer and "method_version" in tokenizer:
-        yield from _versions(tokenizer)
+    for _, source in sorted(content.get("provided", {}).items()):
+        if "method_version" in source:
+            yield from _versions(source)
 
 
 def tables(
@@ -177,6 +179,7 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
                         "method_version": row.version,
                         "older_version": row.older,
                         "external": row.external,
+                        "learns_from": row.sources,
                         "settings": row.settings,
                         "protocol": column.protocol,
                         "protocol_version": column.version,

@@ -76,7 +76,7 @@ def method_card(key: str) -> RenderableType:
         ("architecture", card.architecture),
         ("objective", card.objective),
         ("external", card.external),
-        ("tokenizer", cls.needs.get("tokenizer") or ""),
+        *((name, default or "none unless one is given") for name, default in cls.needs.items()),
         ("version", str(card.version)),
         ("parity", card.parity),
         ("readout", card.readout.label),

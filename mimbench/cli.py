@@ -100,6 +100,7 @@ def run(
     seeds: Annotated[str, _option("seeds", metavar="NUMBERS")] = "0",
     set: Annotated[list[str], _option("set", "--set", metavar="NAME.SETTING=VALUE")] = [],  # noqa: B006
     tokenizer: Annotated[str | None, _option("tokenizer", metavar="SOURCE")] = None,
+    teacher: Annotated[str | None, _option("teacher", metavar="SOURCE")] = None,
     baselines: Annotated[bool, _option("baselines")] = True,
     skip_broken: Annotated[bool, _option("skip_broken", "--skip-broken")] = False,
     workers: Annotated[int | None, _option("workers")] = None,

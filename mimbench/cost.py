@@ -22,8 +22,8 @@ from mimbench.spec import Spec
 class Cost(Spec):
     """The cost of one pre-training job.
 
-    ``external`` holds the cost of what had to be trained before it (a tokenizer), by name. Its numbers
-    are not in the fields above; ``total`` adds them up.
+    ``external`` holds the cost of what had to be trained before it (a tokenizer, a teacher), by the keyword
+    it is for. Its numbers are not in the fields above; ``total`` adds them up.
     """
 
     wall_seconds: float = 0.0  # training, data and checkpoints included

@@ -33,7 +33,7 @@ class Estimate:
 def estimate(jobs: Sequence[Job], stand_ins: Mapping[str, Job], workshop: Workshop) -> dict[str, Estimate]:
     """Estimates by job id, of those of ``jobs`` that train something.
 
-    stand_ins: all jobs of the plan by id, for tokenizers that are yet to be trained.
+    stand_ins: all jobs of the plan by id, for tokenizers and teachers that are yet to be trained.
     """
     measured: dict[str, tuple[float, float]] = {}
     estimates = {}
@@ -52,7 +52,7 @@ def _measure(job: Job, stand_ins: Mapping[str, Job], workshop: Workshop) -> tupl
     setting = Setting.model_validate(job.content["setting"])
     recipe = recipe_of(job)
     assert recipe is not None
-    method = workshop.method(job, workshop.method(stand_ins[job.needs[0]]) if job.needs else None)
+    method = workshop.method(job, stand_ins)
     size = min(PROBE_IMAGES, setting.batch_size, workshop.micro_batch or setting.batch_size)
     (batch,) = training_batches(
         workshop.data.train,
@@ -61,6 +61,7 @@ def _measure(job: Job, stand_ins: Mapping[str, Job], workshop: Workshop) -> tupl
         seed=0,
         batch_size=size,
         stop=1,
+        views=method.views,
     )
     step = TrainStep(method, recipe, size, workshop.fabric)
     with measuring(method.encoder) as counted:

@@ -193,6 +193,13 @@ def load_teacher(path: Path, grid: tuple[int, int]) -> nn.Module:
     return load(path, grid)
 
 
+def as_teacher(method: Method) -> nn.Module:
+    """The encoder of a method at hand as a frozen teacher; UserError where it is no transformer."""
+    from method_zoo.parts.teachers import as_teacher as make
+
+    return make(method)
+
+
 def fetch_teacher(name: str) -> Path:
     """The file of timm's weights ``name``, fetched if need be."""
     from method_zoo.parts.teachers import fetch_timm

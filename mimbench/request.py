@@ -67,6 +67,10 @@ class Request(Frozen):
         None,
         description="file:PATH, https://… or method:NAME, for methods with one (default: trained here).",
     )
+    teacher: str | None = Field(
+        None,
+        description="timm:NAME, file:PATH or method:NAME, for methods with one (default: trained here).",
+    )
     baselines: bool = Field(
         True, description="Add floor and ceiling rows: random, pixels and (with labels) supervised."
     )

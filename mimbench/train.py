@@ -56,21 +56,23 @@ def build_method(
     settings: Mapping[str, Any],
     seed: int,
     num_classes: int | None = None,
-    tokenizer: Any = None,
+    provided: Mapping[str, Any] | None = None,
     recipe: Recipe | None = None,
 ) -> Method:
     """A freshly initialised method on the setting's backbone; the same weights on every process.
 
-    num_classes and tokenizer are handed on where the method's ``__init__`` asks for them.
+    num_classes: handed on where the method's ``__init__`` asks for it. provided: tokenizers and teachers by
+    keyword, see ``Method.needs``.
     """
     options = dict(cls.card.backbone)
     if recipe is not None and recipe.drop_path > 0:
         options["drop_path"] = recipe.drop_path
-    provided = {"num_classes": num_classes, "tokenizer": tokenizer}
-    asked = inspect.signature(cls.__init__).parameters
+    more = dict(provided or {})
+    if "num_classes" in inspect.signature(cls.__init__).parameters:
+        more["num_classes"] = num_classes
     with seeded_init(seed):
         backbone = build_backbone(setting.backbone, setting.image_size, **options)
-        method = cls(backbone, **settings, **{k: v for k, v in provided.items() if k in asked})
+        method = cls(backbone, **settings, **more)
     method.settings = dict(settings)
     return method
 

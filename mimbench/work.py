@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mimbench import checkpoint, registry, settings
 from mimbench.cost import Cost
 from mimbench.errors import UserError
@@ -30,7 +32,7 @@ Report = Callable[[Progress], None]
 class Workshop:
     """Everything that jobs need around them and that does not decide what comes out.
 
-    tokenizer_files: where the tokenizer weights given by the user lie, by their sha256.
+    files: where weights given by the user lie, by their sha256.
     micro_batch, workers: see ``mimbench.train.pretrain``.
     fabric: of a torchrun launch; alone, a process makes its own when first needed.
     """
@@ -41,13 +43,13 @@ class Workshop:
         ledger: Ledger,
         setting: Setting,
         *,
-        tokenizer_files: Mapping[str, Path],
+        files: Mapping[str, Path],
         micro_batch: int | None = None,
         workers: int = 0,
         fabric: Fabric | None = None,
     ):
         self.data, self.ledger, self.setting = data, ledger, setting
-        self.tokenizer_files = tokenizer_files
+        self.files = files
         self.micro_batch, self.workers = micro_batch, workers
         self.world_size = fabric.world_size if fabric else 1
         if fabric:
@@ -104,10 +106,11 @@ class Workshop:
             "facts": trained.facts,
         }
 
-    def method(self, job: Job, tokenizer: Any = None) -> Method:
+    def method(self, job: Job, stand_ins: Mapping[str, Job] | None = None) -> Method:
         """The freshly initialised method of a pretrain or tokenizer job.
 
-        tokenizer: stands in for the one the job needs, which by default is loaded.
+        stand_ins: all jobs of the plan by id: what this one needs is then not loaded but initialised too,
+        which serves to check sizes and to measure speed. By default it is loaded.
         """
         content = job.content
         cls = registry.find_method(content["method"])
@@ -117,21 +120,38 @@ class Workshop:
             settings=settings.arguments(cls, content["settings"]),
             seed=content["seed"],
             num_classes=len(self.data.classes) if self.data.classes is not None else None,
-            tokenizer=tokenizer or self._tokenizer(job),
+            provided=self._provided(job, stand_ins),
             recipe=recipe_of(job),
         )
 
-    def _tokenizer(self, job: Job) -> Any:
-        wanted = job.content.get("tokenizer")
-        if wanted is None:
-            return None
-        if job.needs:
-            (need,) = job.needs
-            self.product(need)
-            path = self.ledger.weights(need) / FED_ON["tokenizer"]
-        else:
-            path = self.tokenizer_files[wanted["sha256"]]
-        return registry.load_tokenizer(path)
+    def _provided(self, job: Job, stand_ins: Mapping[str, Job] | None) -> dict[str, Any]:
+        """The tokenizers and teachers of a job's method, by keyword."""
+        needs = iter(job.needs)  # in the order of the keywords they are for, see plan._pretrain_jobs
+        provided: dict[str, Any] = {}
+        for name, wanted in sorted(job.content.get("provided", {}).items()):
+            given = wanted.get("sha256")
+            need = None if given else next(needs)
+            tokenizer = name.endswith("tokenizer")
+            if need and stand_ins is not None:
+                network = self.method(stand_ins[need], stand_ins)
+                provided[name] = network if tokenizer else registry.as_teacher(network)
+                continue
+            if need:
+                self.product(need)
+                path = self.ledger.weights(need) / FED_ON["tokenizer" if tokenizer else "pretrain"]
+            else:
+                path = self.files[given]
+            provided[name] = (
+                registry.load_tokenizer(path) if tokenizer else registry.load_teacher(path, self._grid(job))
+            )
+        return provided
+
+    def _grid(self, job: Job) -> tuple[int, int]:
+        """The patch grid of a job's encoder, without the work of initialising one."""
+        setting = Setting.model_validate(job.content["setting"])
+        options = registry.find_method(job.content["method"]).card.backbone
+        with torch.device("meta"):
+            return registry.build_backbone(setting.backbone, setting.image_size, **options).grid
 
     def product(self, job_id: str) -> str:
         """The sha256 of what a finished job hands on; raises UserError when the file is not what it wrote."""
@@ -147,13 +167,14 @@ class Workshop:
         return record.product[name]
 
     def _with_external(self, job: Job, cost: dict[str, Any]) -> dict[str, Any]:
-        """A job's cost with that of the tokenizer it needed beside it."""
-        for need in job.needs:
+        """A job's cost with that of what was trained for it beside it, by keyword."""
+        trained = [name for name, of in sorted(job.content.get("provided", {}).items()) if "sha256" not in of]
+        external = {}
+        for name, need in zip(trained, job.needs, strict=True):
             record = self.ledger.record(need)
-            if record is not None:
-                external = {record.content["method"]: Cost.model_validate(record.cost)}
-                cost = Cost.model_validate(cost).with_external(**external).content()
-        return cost
+            assert record is not None
+            external[name] = Cost.model_validate(record.cost)
+        return Cost.model_validate(cost).with_external(**external).content() if external else cost
 
 
 def recipe_of(job: Job) -> Recipe | None:

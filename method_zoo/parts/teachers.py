@@ -21,6 +21,7 @@ from mimbench.checkpoint import encoder_of, read_weights, save_weights
 from mimbench.data.cache import cache_folder
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
+from mimbench.method import Method
 
 
 class FrozenTeacher(nn.Module):
@@ -76,11 +77,20 @@ def load_teacher(path: Path | str, grid: tuple[int, int]) -> FrozenTeacher:
         backbone = TimmViT(name=PREFIX + metadata["timm"], image_size=size, weights=str(path))
         facts = timm.data.resolve_model_data_config(backbone.model)
         return FrozenTeacher(backbone, facts["mean"], facts["std"], grid)
-    encoder = encoder_of(state, metadata, path)
-    if not hasattr(encoder.backbone, "blocks"):
-        raise UserError(f"{path} holds {metadata['backbone_config']['name']}, which is no transformer")
-    mean, std = (value.flatten().tolist() for value in (encoder.mean, encoder.std))
-    return FrozenTeacher(encoder.backbone, mean, std, grid)
+    backbone = encoder_of(state, metadata, path).backbone
+    _check_transformer(backbone, str(path))
+    return FrozenTeacher(backbone, metadata["mean"], metadata["std"], grid)
+
+
+def as_teacher(method: Method) -> FrozenTeacher:
+    """The encoder of a method at hand as a teacher, on its own grid."""
+    _check_transformer(method.encoder, method.card.key)
+    return FrozenTeacher(method.encoder, method.card.mean, method.card.std, method.encoder.grid)
+
+
+def _check_transformer(backbone: nn.Module, source: str) -> None:
+    if not hasattr(backbone, "blocks"):
+        raise UserError(f"the encoder of {source} is no transformer and cannot teach; name another teacher")
 
 
 def fetch_timm(name: str) -> Path:

@@ -32,19 +32,19 @@ COSTS = (
     Cost(
         "hours",
         "Time",
-        "pre-training on the wall clock, tokenizer included",
+        "pre-training on the wall clock, tokenizer and teacher included",
         ((1, "h"), (60, "min"), (3600, "s")),
     ),
     Cost(
-        "tokenizer_hours",
-        "Tokenizer",
-        "the part of the time that trained the tokenizer",
+        "before_hours",
+        "Before",
+        "the part of the time that trained a tokenizer or a teacher",
         ((1, "h"), (60, "min"), (3600, "s")),
     ),
     Cost(
         "pflops",
         "Compute",
-        "forward and backward, tokenizer included; a multiply-add is two",
+        "forward and backward, tokenizer and teacher included; a multiply-add is two",
         ((1, "PFLOP"), (1e3, "TFLOP"), (1e6, "GFLOP")),
     ),
     Cost(
@@ -78,7 +78,7 @@ def amounts(cost: Mapping[str, Any]) -> dict[str, float]:
     return {
         "images_per_second": cost.get("images_per_second") or NAN,
         "hours": seconds / 3600,
-        "tokenizer_hours": needed_seconds / 3600,
+        "before_hours": needed_seconds / 3600,
         "pflops": _total(cost, "flops") / 1e15,
         "memory_gib": max(c.get("peak_memory_bytes", 0) for c in (cost, *needed)) / 2**30 or NAN,
         "parameters_m": cost.get("parameters_total", NAN) / 1e6,

@@ -60,10 +60,11 @@ class Row:
 
     variant: str
     method: str
-    version: str  # "1"; with a trained tokenizer also its own, "1.2"
+    version: str  # "1"; with a tokenizer or teacher trained for it also theirs, "1.2"
     older: bool  # another row holds a newer version of this variant
     role: str
     external: str
+    sources: str  # of it: "teacher ibot"; "" where it learns from images, or labels, alone
     settings: str  # canonical JSON
     cells: tuple[Cell, ...]  # one a column
     cost: dict[str, float]  # costs.Cost.key -> mean over seeds
@@ -204,6 +205,7 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
         older=older,
         role=like.role,
         external=like.external,
+        sources=like.sources,
         settings=like.settings,
         cells=tuple(
             _cell([e for e in evaluations if _column(e) == column], trainings, seeds) for column in columns

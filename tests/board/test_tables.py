@@ -154,10 +154,10 @@ def test_outcomes_of_another_test_set_are_refused(board):
 
 @pytest.mark.parametrize(
     "newer",
-    [{"method_version": 2}, {"tokenizer": {"method": "vqvae", "method_version": 2}}],
+    [{"method_version": 2}, {"provided": {"tokenizer": {"method": "vqvae", "method_version": 2}}}],
 )
 def test_an_older_version_stays_apart_and_unranked(board, newer):
-    board.evaluate("beit", 0.9, tokenizer={"method": "vqvae", "method_version": 1})
+    board.evaluate("beit", 0.9, provided={"tokenizer": {"method": "vqvae", "method_version": 1}})
     board.evaluate("beit", 0.5, **newer, needs={"b" * 16: "2" * 64})
     board.evaluate("mae", 0.4)
     table = only(board)
@@ -343,7 +343,7 @@ def test_cost_includes_what_had_to_be_trained_before():
     tokenizer = {**COST, "wall_seconds": 1800.0, "flops": 1e15, "peak_memory_bytes": 2**31}
     amounts = costs.amounts({**cost, "external": {"vqvae": tokenizer}})
     assert amounts["hours"] == pytest.approx(1.5)
-    assert amounts["tokenizer_hours"] == pytest.approx(0.5)
+    assert amounts["before_hours"] == pytest.approx(0.5)
     assert amounts["pflops"] == pytest.approx(3.0)
     assert amounts["memory_gib"] == pytest.approx(2.0)
     assert amounts["images_per_second"] == 250.0

@@ -132,13 +132,13 @@ def test_a_given_tokenizer_counts_by_its_content(plan, tmp_path):
     assert not ids(a) & ids(c)
     assert variants(a, "tokenizer") == []
     assert variants(a)[0].startswith("beit[tokenizer=sha256:")
-    assert list(a.tokenizer_files.values()) == [Path(tmp_path / "a.pt")]
+    assert list(a.files.values()) == [Path(tmp_path / "a.pt")]
 
 
 def test_a_tokenizer_named_by_its_address_is_the_file_behind_it(plan, tmp_path, monkeypatch):
     (tmp_path / "dvae.pt").write_bytes(b"weights")
     address = "https://example.org/dvae.pt"
-    monkeypatch.setattr("mimbench.plan.fetch", {address: tmp_path / "dvae.pt"}.__getitem__)
+    monkeypatch.setattr("mimbench.variants.fetch", {address: tmp_path / "dvae.pt"}.__getitem__)
     from_web, from_disk = (
         plan("beit", tokenizer=source, baselines=False) for source in (address, f"file:{tmp_path}/dvae.pt")
     )
@@ -208,9 +208,15 @@ def test_without_labels_there_is_no_ceiling_and_no_probe(plan, without_labels):
         ),
         ({"set": ["beit.mask_ratio=0.5"]}, "no method or protocol of this run is called 'beit'"),
         ({"set": ["linprobe.epoch=5"]}, "no setting of linprobe is called 'epoch'; did you mean epochs"),
-        ({"methods": "mae[vqvae.vocabulary=5]"}, "mae has no tokenizer; leave out 'vqvae.vocabulary'"),
-        ({"methods": "mae[tokenizer=file:x]"}, "mae has no tokenizer; leave out 'tokenizer'"),
-        ({"methods": "beit[vqvea.vocabulary=5]"}, "'vqvea.vocabulary' belongs to no part of this method"),
+        (
+            {"methods": "mae[vqvae.vocabulary=5]"},
+            "mae takes no setting 'vqvae.vocabulary': it is trained from nothing else",
+        ),
+        ({"methods": "mae[tokenizer=file:x]"}, "mae has no tokenizer; leave it out"),
+        (
+            {"methods": "beit[vqvea.vocabulary=5]"},
+            "beit takes no setting 'vqvea.vocabulary': it is trained from vqvae",
+        ),
         ({"methods": "beit[vqvae.vocabulry=5]"}, "no setting of vqvae is called 'vocabulry'"),
         ({"tokenizer": "file:x.pt"}, "no method of this run has a tokenizer"),
         (

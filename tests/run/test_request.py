@@ -33,6 +33,7 @@ OTHER = {
     "seeds": ("0,2", [0, 2], (0, 2)),
     "set": ("mae.mask_ratio=0.9", {"mae": {"mask_ratio": 0.9}}, {"mae.mask_ratio": 0.9}),
     "tokenizer": ("file:dvae.pt", "file:dvae.pt", "file:dvae.pt"),
+    "teacher": ("method:mae", "method:mae", "method:mae"),
     "baselines": (None, False, False),
     "skip_broken": (None, True, True),
     "workers": ("2", 2, 2),

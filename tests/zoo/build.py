@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.parts.teachers import FrozenTeacher
+from method_zoo.parts.teachers import FrozenTeacher, as_teacher
 from mimbench import registry, rng, settings
 from mimbench.data.transforms import TrainTransform
 from mimbench.method import Crop, Losses, Method, Step
@@ -56,8 +56,7 @@ def trained_tokenizer(key: str, patch_size: int) -> Method:
 @cache
 def trained_teacher(key: str, patch_size: int) -> FrozenTeacher:
     """A method's encoder after a few steps, as other methods get it."""
-    method = _trained(key, patch_size)
-    return FrozenTeacher(method.encoder, method.card.mean, method.card.std, method.encoder.grid)
+    return as_teacher(_trained(key, patch_size))
 
 
 def _trained(key: str, patch_size: int) -> Method:
