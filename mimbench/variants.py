@@ -171,7 +171,7 @@ class _Builder:
     ) -> tuple[Variant, set[str]]:
         """The variant, and the keys of all methods whose settings its brackets may hold."""
         key, cls = item.key, registry.find_method(item.key)
-        if key in chain:
+        if chain.count(key) > 1:  # once is legitimate: a method may learn from its own default
             way = " <- ".join((*chain, key))
             raise UserError(f"{key} would have to be trained before itself ({way}); name another source")
         if cls.card.external == "labels" and not self.labelled:

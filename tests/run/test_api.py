@@ -117,6 +117,29 @@ def test_an_encoder_whose_weights_were_deleted_is_named(made, tmp_path):
         mimbench.load_encoder("mae", out=tmp_path)
 
 
+def test_what_a_teacher_cost_stands_with_its_pupil(made, tmp_path):
+    """Trained here it is a job of the plan whose cost counts, through a tokenizer too; given it costs nothing."""
+    result, _ = made
+    (given,) = (r.id for r in records.read_folder(result.folder) if r.name.startswith("mae · pre-training"))
+    weights = result.folder / "weights" / given
+    methods = f"tinymim,beitv2[vqkd.teacher=method:mae],tinymim[teacher=file:{weights}]"
+    run = mimbench.run(methods, protocol="none", out=tmp_path, **TINY)
+    assert run.ok
+    trained = {r.content["variant"]: r for r in records.read_folder(tmp_path) if r.status == "done"}
+    teacher = trained["mae"]
+    pupil = trained["tinymim"]
+    assert pupil.needs == {teacher.id: teacher.product["encoder.safetensors"]}
+    assert pupil.cost["external"]["teacher"]["wall_seconds"] == teacher.cost["wall_seconds"] > 0
+    (tokenizer,) = (r for r in trained.values() if r.kind == "tokenizer")
+    (beit,) = (r for name, r in trained.items() if name.startswith("beitv2"))
+    nested = beit.cost["external"]["tokenizer"]
+    assert nested["wall_seconds"] == tokenizer.cost["wall_seconds"]
+    assert nested["external"]["teacher"]["wall_seconds"] == teacher.cost["wall_seconds"]
+    (other,) = (r for name, r in trained.items() if name.startswith("tinymim[teacher=sha256:"))
+    assert not other.needs
+    assert not other.cost["external"]
+
+
 def test_a_leaderboard_is_a_frame_and_files(made):
     result, _ = made
     page = result.folder / "leaderboard.html"

@@ -145,6 +145,57 @@ def test_a_tokenizer_named_by_its_address_is_the_file_behind_it(plan, tmp_path, 
     assert ids(from_web) == ids(from_disk)
 
 
+def test_a_teacher_is_trained_first_and_shared_with_its_own_row(plan):
+    made = plan("tinymim,mae", baselines=False)
+    teacher, student = the(made, "pretrain", "mae"), the(made, "pretrain", "tinymim")
+    assert student.needs == (teacher.id,)
+    assert [job.kind for job in made].count("pretrain") == 2
+    assert student.content["external"] == "teacher"
+    assert student.content["sources"] == "teacher mae"
+    assert "with teacher mae" in student.name
+    assert the(made, "evaluate", "tinymim").content["provided"] == student.content["provided"]
+
+
+def test_a_tokenizer_may_have_a_teacher_of_its_own(plan):
+    made = plan("beitv2[vqkd.teacher=method:ibot,ibot.out_dim=64]", baselines=False)
+    (label,) = variants(made)[-1:]
+    tokenizer = the(made, "tokenizer", "vqkd[ibot.out_dim=64,teacher=method:ibot]")
+    teacher = the(made, "pretrain", "ibot[out_dim=64]")
+    assert the(made, "pretrain", label).needs == (tokenizer.id,)
+    assert tokenizer.needs == (teacher.id,)
+    assert the(made, "pretrain", label).content["external"] == "teacher"
+    assert variants(plan(label, baselines=False))[-1] == label  # a label is what one may type
+
+
+def test_a_teacher_given_for_all_is_not_the_teachers_own(plan):
+    made = plan("deepmim,tinymim,beitv2", teacher="method:deepmim", baselines=False)
+    teacher = the(made, "pretrain", "deepmim")  # the row that the others learn from: without a teacher
+    assert not teacher.needs
+    students = ("deepmim[teacher=method:deepmim]", "tinymim[teacher=method:deepmim]")
+    assert all(the(made, "pretrain", name).needs == (teacher.id,) for name in students)
+    assert the(made, "tokenizer", "vqkd[teacher=method:deepmim]").needs == (teacher.id,)
+
+
+def test_methods_that_need_each_other_are_named(plan, monkeypatch):
+    monkeypatch.setattr(registry.find_method("mae"), "needs", {"teacher": "tinymim"})
+    with pytest.raises(UserError, match=r"would have to be trained before itself \(tinymim <- mae <- "):
+        plan("tinymim")
+
+
+def test_learning_from_a_teacher_that_saw_labels_is_learning_from_labels(plan):
+    made = plan("tinymim", teacher="method:supervised", baselines=False)
+    assert the(made, "pretrain", "tinymim[teacher=method:supervised]").content["external"] == "labels"
+
+
+def test_a_teacher_of_timm_is_a_file_with_a_name(plan, tmp_path, monkeypatch):
+    (tmp_path / "vit.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("mimbench.registry.fetch_teacher", {"vit": tmp_path / "vit.safetensors"}.__getitem__)
+    made = plan("tinymim", teacher="timm:vit", baselines=False)
+    assert variants(made) == ["tinymim[teacher=timm:vit]"]
+    assert list(made.files.values()) == [tmp_path / "vit.safetensors"]
+    assert not made.jobs[0].needs
+
+
 def test_floor_and_ceiling_stand_beside_the_methods(plan):
     assert variants(plan("mae")) == ["random", "pixels", "mae", "supervised"]
     assert variants(plan("mae", baselines=False)) == ["mae"]
@@ -219,6 +270,11 @@ def test_without_labels_there_is_no_ceiling_and_no_probe(plan, without_labels):
         ),
         ({"methods": "beit[vqvae.vocabulry=5]"}, "no setting of vqvae is called 'vocabulry'"),
         ({"tokenizer": "file:x.pt"}, "no method of this run has a tokenizer"),
+        ({"teacher": "method:mae"}, "no method of this run has a teacher"),
+        ({"methods": "tinymim", "teacher": "method:vqvae"}, "no teacher is called 'vqvae'"),
+        ({"methods": "tinymim", "teacher": "file:nowhere"}, "cannot read the teacher nowhere: No such file"),
+        ({"methods": "tinymim", "teacher": "clip"}, "timm:NAME for one of timm's, method:NAME"),
+        ({"methods": "tinymim[ibot.out_dim=5]"}, "'ibot.out_dim': it is trained from mae;"),
         (
             {"methods": "beit", "tokenizer": "file:nowhere.pt"},
             "cannot read the tokenizer nowhere.pt: No such file",
