@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from method_zoo.backbones import build as build_backbone
+from method_zoo.bootmae import BootMAE, normalised_by_channel
 from method_zoo.parts.masking import mask_from_scores
+from method_zoo.parts.patches import where
+from mimbench import rng
 from mimbench.data.transforms import crop_box
 from mimbench.errors import UserError
 
@@ -76,3 +81,79 @@ def test_croco_completes_with_the_help_of_its_reference() -> None:
     reference, mask = step.views[1].images, random_mask(4, 14)
     alike = method.losses(images, reference, mask).total
     assert alike != method.losses(images, reference.flip(0), mask).total
+
+
+def test_bootmae_spares_a_few_patches_of_its_blocks_as_the_official_code() -> None:
+    """A naive rendering of the official shuffle: visible patches first, the order rolled by 0 to 3."""
+    backbone = build_backbone("vit_micro_patch16", 224, depth=1, positions="sincos_y_first")
+    method = BootMAE(backbone)
+    keys = torch.from_numpy(rng.sample_keys(0, 0, np.arange(2000)))
+    masks, blocks = method.mask(keys), method.blocks(keys, (14, 14))
+    assert (masks.sum(1) == 147).all()
+    assert (blocks.sum(1) == 120).all()
+
+    draw = torch.Generator().manual_seed(0)
+    theirs = torch.zeros_like(masks)
+    for row, block in zip(theirs, blocks, strict=True):
+        order = (block.float() - torch.rand(196, generator=draw)).argsort()
+        row[order.roll(int(torch.randint(0, 4, (), generator=draw)))[49:]] = True
+    for some in (masks, theirs):  # how many patches of the blocks are visible: 0, 1, 2 or 3, alike often
+        counts = (blocks & ~some).sum(1).bincount(minlength=5)
+        assert counts[4:].sum() == 0
+        assert all(abs(int(count) - 500) < 5 * math.sqrt(375) for count in counts[:4])
+    # The others are hidden at random: 27 to 30 of 76.
+    share = (masks & ~blocks).sum() / (~blocks).sum()
+    torch.testing.assert_close(share, (theirs & ~blocks).sum() / (~blocks).sum(), rtol=0.01, atol=0)
+
+
+def test_bootmae_weighs_patches_by_hidden_neighbours() -> None:
+    method, mask = build("bootmae"), random_mask(3, 12)
+    importance = method._importance(mask, where(mask), torch.float64)
+    for row, found in zip(mask.view(3, 4, 4), importance, strict=True):
+        padded = torch.zeros(6, 6, dtype=torch.float64)
+        padded[1:5, 1:5] = row.double()
+        expected = [1 + padded[y : y + 3, x : x + 3].mean() for y in range(4) for x in range(4) if row[y, x]]
+        torch.testing.assert_close(found, torch.stack(expected))
+    assert importance.std() > 0
+    plain = build("bootmae", weigh_neighbours=False)._importance(mask, where(mask), torch.float64)
+    assert torch.equal(plain, torch.ones_like(importance))
+
+
+def test_bootmae_norms_each_colour_of_a_patch_by_itself() -> None:
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.2]).view(1, 3, 1, 1)
+    found = normalised_by_channel(images, 4)
+    for n in range(16):
+        y, x = n // 4 * 4, n % 4 * 4
+        for channel in range(3):
+            square = images[:, channel, y : y + 4, x : x + 4].flatten(1)
+            mean, variance = square.mean(1, keepdim=True), square.var(1, correction=0, keepdim=True)
+            expected = (square - mean) / (variance + 1e-5).sqrt()
+            torch.testing.assert_close(found[:, n].view(2, 3, 16)[:, channel], expected)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "momentum"),
+    [(0, 0.999), (50, 0.99945), (100, 0.9999), (250, 0.999945), (400, 0.99999), (799, 0.99999)],
+)
+def test_bootmae_has_the_official_momentum_at_the_official_length(epoch: int, momentum: float) -> None:
+    method = build("bootmae")
+    before = method.teacher["encoder"].patch_embed.proj.weight.clone()
+    with torch.no_grad():
+        method.encoder.patch_embed.proj.weight.add_(1.0)
+    _, step = batch(method, n=2, progress=epoch / 800)
+    method.after_step(step)
+    moved = (method.teacher["encoder"].patch_embed.proj.weight - before).double().mean().item()
+    assert moved == pytest.approx(1 - momentum, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"block_ratio": 0.9}, "part of what is hidden"),
+        ({"low_layer": -3}, "2 blocks"),
+        ({"min_block": 0.6, "max_block": 0.3}, "min_block <= max_block"),
+    ],
+)
+def test_a_bootmae_that_cannot_be_is_refused_in_one_sentence(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build("bootmae", **given)
