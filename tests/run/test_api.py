@@ -118,7 +118,7 @@ def test_an_encoder_whose_weights_were_deleted_is_named(made, tmp_path):
 
 
 def test_what_a_teacher_cost_stands_with_its_pupil(made, tmp_path):
-    """Trained here it is a job of the plan whose cost counts, through a tokenizer too; given it costs nothing."""
+    """Trained here it is a job whose cost counts, through a tokenizer too; given, it costs nothing."""
     result, _ = made
     (given,) = (r.id for r in records.read_folder(result.folder) if r.name.startswith("mae · pre-training"))
     weights = result.folder / "weights" / given
