@@ -54,7 +54,7 @@ class LUT(Method):
             betas=(0.9, 0.95),
             weight_decay=0.05,
             warmup=40 / 1600,
-            augmentation=Augmentation(crop_scale=(0.67, 1.0), crop_ratio=(1.0, 1.0), interpolation="bicubic"),
+            augmentation=Augmentation(crop="square", interpolation="bicubic", flip=True),
             source="naver-ai/lut docs/PRETRAIN.md and main_lut.py, ViT-B/16 on ImageNet-1K, 1600 epochs",
         ),
         readout=Readout(token="mean"),
@@ -66,9 +66,9 @@ class LUT(Method):
             "released the code lacks a file and reads a weight that its parser does not know. The average is "
             "in eval mode: its batch norms use averages over past batches, averaged in their turn. Only the "
             "first view is reconstructed. The code scales the learning rate by the root of the batch, which "
-            "is the same at 4096. Its crop is the shorter side resized and a random square, here a square of "
-            "67 to 100 percent of the area; its second view is either grey, solarised or blurred, here each "
-            "with a probability of a third. The heads are 16/3 widths wide, 4096 at ViT-B."
+            "is the same at 4096, and pads its square crops by 4 pixels. Its second view is either grey, "
+            "solarised or blurred, here each with a probability of a third. The heads are 16/3 widths wide, "
+            "4096 at ViT-B."
         ),
     )
     couples_batch = True
@@ -97,8 +97,8 @@ class LUT(Method):
         self.n_visible = self.n_patches - RandomMask(mask_ratio).hidden_cells(backbone.grid)
         if 2 * self.n_visible > self.n_patches:
             raise UserError(
-                f"a mask_ratio of {mask_ratio:g} shows {self.n_visible} of {self.n_patches} patches, too many to be "
-                "others in each of two views; choose 0.5 or more"
+                f"a mask_ratio of {mask_ratio:g} shows {self.n_visible} of {self.n_patches} patches, too "
+                "many for two views to share none; choose 0.5 or more"
             )
         self.norm_pix, self.context_weight, self.momentum = norm_pix, context_weight, momentum
         dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)

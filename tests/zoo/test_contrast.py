@@ -112,5 +112,5 @@ def test_lut_never_shows_a_patch_in_both_views() -> None:
     assert ((~first).sum(1) == 4).all()
     assert ((~second).sum(1) == 4).all()
     assert (first | second).all()
-    with pytest.raises(UserError, match="choose 0.5 or more"):
+    with pytest.raises(UserError, match=r"choose 0\.5 or more"):
         build("lut", mask_ratio=0.4)
