@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,8 @@ class TokenBatchNorm(BatchNorm1d):
     Always by the statistics of the batch it sees, in float32 at least.
     """
 
-    def __init__(self, dim: int):
-        super().__init__(dim, track_running_stats=False)
+    def __init__(self, dim: int, **kwargs: Any):
+        super().__init__(dim, track_running_stats=False, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

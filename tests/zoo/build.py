@@ -123,7 +123,7 @@ def rows(images: Tensor, step: Step, which: slice | Tensor) -> tuple[Tensor, Ste
 
 def double(images: Tensor, step: Step) -> tuple[Tensor, Step]:
     """A batch in float64, for comparisons in which rounding is to count for nothing."""
-    views = tuple(crop._replace(images=crop.images.double()) for crop in step.views)
+    views = tuple(Crop(c.images.double(), c.boxes.double(), c.flipped) for c in step.views)
     return images.double(), replace(step, views=views)
 
 
