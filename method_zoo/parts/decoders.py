@@ -99,7 +99,8 @@ class HiddenTokens(nn.Module):
 class TransformerDecoder(nn.Module):
     """Transformer blocks, a norm and a linear head on a sequence's last tokens (MAE, arXiv:2111.06377).
 
-    dropout: rate inside of blocks while training (see ``backbones.dropout``).
+    out_features: of the head; None leaves it out. dropout: rate inside of blocks while training (see
+    ``backbones.dropout``).
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class TransformerDecoder(nn.Module):
         dim: int,
         depth: int,
         heads: int,
-        out_features: int,
+        out_features: int | None,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
     ):
@@ -117,11 +118,11 @@ class TransformerDecoder(nn.Module):
             Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)
         )
         self.norm = LayerNorm(dim)
-        self.head = nn.Linear(dim, out_features)
+        self.head = nn.Identity() if out_features is None else nn.Linear(dim, out_features)
         xavier_(self)
 
     def forward(self, tokens: Tensor, last: int, keys: Tensor | None = None) -> Tensor:
-        """Predictions for the ``last`` tokens of [B, T, dim]: [B, last, out_features].
+        """Predictions for the ``last`` tokens of [B, T, dim]: [B, last, out_features], dim without a head.
 
         keys: int64 [B], what dropout depends on.
         """

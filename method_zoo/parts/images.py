@@ -21,6 +21,10 @@ class Denormalise(nn.Module):
         """float [B, 3, H, W], normalised by the card's mean and std -> [0, 1]."""
         return (images * self.std + self.mean).clamp(0, 1)
 
+    def undone(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], normalised."""
+        return (images - self.mean) / self.std
+
 
 def resize_to(images: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     """Images in [0, 1] of H·stride x W·stride pixels for a ``grid`` of (H, W); unchanged where they fit.

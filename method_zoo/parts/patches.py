@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -19,6 +20,17 @@ def patchify(images: Tensor, patch_size: int, order: Literal["pixel", "channel"]
     cut = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
     cut = cut.permute((0, 2, 4, 3, 5, 1) if order == "pixel" else (0, 2, 4, 1, 3, 5))
     return cut.reshape(batch, rows * columns, -1)
+
+
+def unpatchify(
+    patches: Tensor, grid: tuple[int, int], order: Literal["pixel", "channel"] = "pixel"
+) -> Tensor:
+    """Images [B, 3, H, W] of patches [B, N, 3·p·p] on ``grid``: ``patchify`` undone."""
+    size = math.isqrt(patches.shape[-1] // 3)
+    inner = (size, size, 3) if order == "pixel" else (3, size, size)
+    tiles = patches.reshape(len(patches), *grid, *inner)
+    tiles = tiles.permute((0, 5, 1, 3, 2, 4) if order == "pixel" else (0, 3, 1, 4, 2, 5))
+    return tiles.reshape(len(patches), 3, grid[0] * size, grid[1] * size)
 
 
 def where(chosen: Tensor) -> Tensor:

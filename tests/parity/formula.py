@@ -46,8 +46,8 @@ def tensor(entry: dict[str, Any]) -> Tensor:
     if "bits" in entry:
         return torch.tensor([bit == "1" for bit in entry["bits"]]).view(shape).to(dtype)
     if "sparse" in entry:
-        index, values = entry["sparse"]
+        sparse = entry["sparse"]
         dense = torch.zeros(math.prod(shape), dtype=dtype)
-        dense[torch.tensor(index)] = torch.tensor(values, dtype=dtype)
+        dense[torch.tensor(sparse["index"])] = torch.tensor(sparse["value"], dtype=dtype)
         return dense.view(shape)
     return torch.tensor(entry["values"], dtype=dtype).view(shape)

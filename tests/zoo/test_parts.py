@@ -17,7 +17,7 @@ from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_si
 from method_zoo.parts.ema import MovingAverage, cosine, linear
 from method_zoo.parts.frozen import Frozen
 from method_zoo.parts.losses import ranking
-from method_zoo.parts.patches import patchify, take, where
+from method_zoo.parts.patches import patchify, take, unpatchify, where
 from method_zoo.parts.targets import layer_average, normalised
 from method_zoo.simmim import SimMIM
 from mimbench.encoder import Encoded
@@ -41,6 +41,12 @@ def test_patches_lie_in_the_order_they_say() -> None:
         square = images[:, :, y : y + 2, x : x + 2]
         assert torch.equal(channel[:, n], square.flatten(1))
         assert torch.equal(pixel[:, n], square.permute(0, 2, 3, 1).flatten(1))
+
+
+def test_an_image_survives_being_cut_into_patches() -> None:
+    images = torch.randn(2, 3, 6, 4)
+    for order in ("pixel", "channel"):
+        assert torch.equal(unpatchify(patchify(images, 2, order), (3, 2), order), images)
 
 
 def test_taking_what_is_where_gives_the_chosen_patches() -> None:

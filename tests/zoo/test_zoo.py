@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any, get_args, get_origin
@@ -33,8 +34,13 @@ def features(method: Method, images: Tensor) -> Tensor:
     if method.card.role == "tokenizer":
         assert isinstance(method, Tokenizer)
         return method.ids(images, (4, 4)).flatten(1)
-    tokens = Encoder(method.encoder, method.card.mean, method.card.std)(images)
+    tokens = sealed(method)(images)
     return torch.cat([t.flatten(1) for t in tokens if t is not None], dim=1)
+
+
+def sealed(method: Method) -> Encoder:
+    """What protocols see of a method; of a copy, for sealing freezes an encoder."""
+    return Encoder(deepcopy(method.encoder), method.card.mean, method.card.std)
 
 
 @cache
@@ -93,7 +99,7 @@ def test_external_information_is_never_used_in_silence(key: str) -> None:
 @pytest.mark.parametrize("key", ENCODERS)
 def test_a_readout_asks_only_for_tokens_that_are_there(key: str) -> None:
     method = build(key)
-    encoder = Encoder(method.encoder, method.card.mean, method.card.std)
+    encoder = sealed(method)
     parts = method.card.readout.parts
     vectors = encoder.readouts(digits(0, 3)[0], parts)
     assert all(vectors[part].ndim == 2 and len(vectors[part]) == 3 for part in parts)
@@ -216,7 +222,7 @@ def test_a_short_run_does_not_collapse_the_features(key: str) -> None:
 
 
 def patch_tokens(method: Method, images: Tensor) -> Tensor:
-    return Encoder(method.encoder, method.card.mean, method.card.std)(images).patches.flatten(1, 2)
+    return sealed(method)(images).patches.flatten(1, 2)
 
 
 def health(tokens: Tensor) -> tuple[float, float]:
