@@ -34,20 +34,6 @@ def mask_from_scores(scores: Tensor, n_hidden: int) -> Tensor:
     return mask.scatter_(1, order[:, :n_hidden], True)
 
 
-def weighted_order(keys: Tensor, weights: Tensor, purpose: str = "mask") -> Tensor:
-    """Scores [B, N], float32, whose ascending order is a draw without replacement, likely patches first.
-
-    The first patch is drawn with probability proportional to its weight, each next one likewise among
-    those left: what ``torch.multinomial`` draws in MILAN (arXiv:2208.06049) and MaskAlign
-    (arXiv:2211.08887). Drawn as arrival times of exponential clocks whose rates are the weights, which is
-    the Gumbel top-k trick (arXiv:1903.06059) before its logarithm: a row depends on its own key alone.
-
-    weights: non-negative [B, N]; a patch of weight 0 comes after every other one.
-    """
-    clocks = -torch.log1p(-rng.uniform(keys, weights.shape[1], purpose))
-    return clocks.clamp(min=1e-30) / weights.float()
-
-
 def ranks(scores: Tensor) -> Tensor:
     """The place of each score in its row, largest first, int64 [B, N]: ``ranks(s) < k`` hides k patches.
 

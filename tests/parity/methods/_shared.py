@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..adapter import Config, Rules
 
@@ -59,3 +60,16 @@ class Vocabulary(nn.Module):
     def __init__(self, vocabulary: int):
         super().__init__()
         self.vocabulary = vocabulary
+
+
+class GivenTeacher(nn.Module):
+    """Where a teacher would be: what it makes of an official run's images is given."""
+
+    def __init__(self, embed_dim: int, depth: int = 12):
+        super().__init__()
+        self.embed_dim, self.depth = embed_dim, depth
+
+
+def kept_first(order: Tensor, n_visible: int) -> Tensor:
+    """The mask, bool [B, N], that leaves the first ``n_visible`` of each row's drawn order visible."""
+    return torch.ones_like(order, dtype=torch.bool).scatter_(1, order[:, :n_visible].long(), False)
