@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from method_zoo.deepmim import DeepMIM, supervised_layers
 from method_zoo.masksub import MaskSub
 from method_zoo.mff import MFF, fused_layers
+from method_zoo.mto import MTO, likeness
 from method_zoo.parts.patches import where
 from method_zoo.pixmim import PixMIM, low_passed
 from method_zoo.sup_mim import SupMIM
@@ -190,3 +191,66 @@ def test_label_and_hidden_tokens_are_told_apart(classify: str) -> None:
     told = method.decoder(method.mask_tokens(visible, hidden), last=12).log_softmax(-1)
     terms = [told[b, i, ids[b, n]].item() for b in range(3) for i, n in enumerate(hidden[b])]
     assert losses["tokens"].item() == pytest.approx(-0.5 * np.mean(terms), abs=1e-12)
+
+
+# MTO --------------------------------------------------------------------------------------------------
+
+
+def test_mask_tokens_are_told_from_patches_pair_by_pair() -> None:
+    x, mask = images(3, 5, 4) - 0.5, torch.tensor([[0, 1, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 1, 1, 0]]).bool()
+    terms = []
+    for b in range(3):
+        for i in range(5):
+            for j in range(5):
+                if mask[b, i] and not mask[b, j]:
+                    u, v = x[b, i].numpy(), x[b, j].numpy()
+                    terms.append((u @ v) ** 2 / (u @ u) / (v @ v))
+    assert likeness(x, mask).item() == pytest.approx(np.mean(terms), abs=1e-12)
+
+
+def test_attention_to_mask_tokens_is_counted_where_it_is_given() -> None:
+    """Against the blocks taken one by one, over every visible query and head."""
+    method = build("mto", early=1.0).double()
+    assert isinstance(method, MTO)
+    with torch.no_grad():
+        for table in method.encoder.rel_pos:
+            table.relative_position_bias_table.normal_(generator=torch.Generator().manual_seed(2))
+    x, step = batch(method, n=2)
+    x, mask = x.double(), method.masking(step.keys, (4, 4))
+    encoder = method.encoder
+    tokens = encoder.patch_embed(x)
+    tokens[mask] = encoder.mask_token[0, 0]
+    tokens = torch.cat([encoder.cls_token.expand(2, -1, -1), tokens], 1)
+    bias, shares = encoder.rel_pos[0].get_bias(), []
+    for block in encoder.blocks:
+        normed = block.norm1(tokens)
+        q, k, _ = block.attn.qkv(normed).unflatten(2, (3, 2, 16)).unbind(2)
+        given = []
+        for b in range(2):
+            for head in range(2):
+                scores = q[b, :, head] @ k[b, :, head].T / 4 + bias[0, head]
+                probabilities = scores.softmax(-1)
+                for query in [0, *(1 + i for i in range(16) if not mask[b, i])]:
+                    given.append(sum(probabilities[query, 1 + j].item() for j in range(16) if mask[b, j]))
+        shares.append(np.mean(given))
+        tokens = block(tokens, attn_mask=bias)
+    expected = (1 * shares[0] + 0.5 * shares[1]) / 1.5
+    encoded = encoder.encode(x, mask, fill="token", layers=method.layers)
+    assert method.attention_to_masked(encoded, mask).item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_terms_do_what_they_are_for() -> None:
+    """Trained by them alone, visible tokens turn away from mask tokens, which turn away from patches."""
+    method = build("mto", exclusion_weight=1.0, singularity_weight=1.0)
+    optimizer = optimiser(method)
+    x, step = batch(method)
+    mask = method.masking(step.keys, (4, 4))
+    first = method.losses(x, mask)
+    for _ in range(20):
+        losses = method.losses(x, mask)
+        optimizer.zero_grad()
+        (losses["exclusion"] + losses["singularity"]).backward()
+        optimizer.step()
+    last = method.losses(x, mask)
+    assert last["exclusion"] < 0.7 * first["exclusion"]
+    assert last["singularity"] < 0.7 * first["singularity"]

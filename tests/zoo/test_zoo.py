@@ -156,8 +156,10 @@ def test_a_method_goes_on_from_its_saved_state(key: str, tmp_path) -> None:
     other = build(key, seed=7)
     load_weights(other, tmp_path / "method.safetensors")
     images, step = batch(method)
-    # Whoever read its features has put the encoder in eval mode.
-    assert torch.equal(method.train()(images, step).total, other.train()(images, step).total)
+    # Whoever read its features has put the encoder in eval mode and frozen it, and torch takes another
+    # attention where gradients are wanted.
+    with torch.no_grad():
+        assert torch.equal(method.train()(images, step).total, other.train()(images, step).total)
 
 
 # Learning ---------------------------------------------------------------------------------------------
