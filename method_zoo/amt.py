@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from method_zoo.parts.attention_masks import weighted_order
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.ema import MovingAverage
 from method_zoo.parts.losses import squared_error
-from method_zoo.parts.masking import RandomMask, weighted_order
+from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
@@ -122,7 +123,7 @@ class AMT(Method):
 
     def masks(self, attention: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Patches to predict and patches to throw away, bool [B, N] each. attention: [B, N]."""
-        order = weighted_order(keys, attention, "mask").argsort(dim=1, stable=True)
+        order = weighted_order(keys, attention).argsort(dim=1, stable=True)
         masked, thrown = torch.zeros(2, *attention.shape, dtype=torch.bool, device=attention.device)
         masked.scatter_(1, order[:, : self.n_masked], True)
         return masked, thrown.scatter_(1, order[:, self.n_masked : self.n_hidden], True)
