@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.parts.collective import averaged
+from method_zoo.parts.collective import averaged, summed
 
 
 class Prototypes(nn.Module):
@@ -90,3 +90,17 @@ def warmed_up(start: float, end: float, progress: float, share: float) -> float:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-Σ targets · log softmax(logits) over the last dimension, [...]. logits, targets: [..., n]."""
     return -(targets * logits.log_softmax(-1)).sum(-1)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, iterations: int, eps: float = 0.0) -> Tensor:
+    """Scores [..., n, K] > 0 scaled so that each sample's sum to 1 and each prototype gets alike in all.
+
+    Sinkhorn and Knopp's alternation (1967): prototypes first, over the samples of all processes, then
+    samples, as SwAV (arXiv:2006.09882), MSN and CAPI do. eps is added to the sums, as in CAPI's code.
+    """
+    tiny = torch.finfo(scores.dtype).tiny  # a prototype far from everything must not divide by zero
+    for _ in range(iterations):
+        scores = scores / (summed(scores.sum(-2, keepdim=True)) + eps).clamp_min(tiny)
+        scores = scores / (scores.sum(-1, keepdim=True) + eps).clamp_min(tiny)
+    return scores

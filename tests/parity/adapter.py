@@ -52,6 +52,7 @@ class Adapter:
         float32: full records hold them, and parity to 1e-9 takes their very roundings.
     parts: our loss terms and their official names.
     check: what else the record can tell.
+    rounding: how far the loss in float32 may lie off the official one, in which other roundings add up.
     unsupported: why a configuration cannot be built, None where it can.
     """
 
@@ -63,6 +64,7 @@ class Adapter:
     tables: dict[str, str] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
     check: Callable[[Any, Official], None] = lambda method, run: None
+    rounding: float = 2e-6
     unsupported: Callable[[Config], str | None] = _always
 
     def load(self, method: Method, run: Official) -> dict[str, str]:

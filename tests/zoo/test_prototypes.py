@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from method_zoo.parts.prototypes import Centre, ProjectionHead, Prototypes, cross_entropy, warmed_up
+from method_zoo.parts.prototypes import Centre, ProjectionHead, Prototypes, cross_entropy, sinkhorn, warmed_up
 
 
 @pytest.mark.parametrize("gain", [False, True])
@@ -61,3 +61,25 @@ def test_a_warm_up_ends_where_it_should() -> None:
 def test_cross_entropy_is_torchs() -> None:
     logits, targets = torch.randn(4, 5), torch.rand(4, 5).softmax(-1)
     torch.testing.assert_close(cross_entropy(logits, targets).mean(), F.cross_entropy(logits, targets))
+
+
+def test_balanced_assignments_are_a_transport_plan() -> None:
+    """Many rounds reach the one scaling of rows and columns whose sums are even (Sinkhorn 1967)."""
+    scores = torch.rand(12, 5, dtype=torch.float64) ** 3 + 1e-3
+    plan = sinkhorn(scores, iterations=200)
+    torch.testing.assert_close(plan.sum(1), torch.ones(12, dtype=torch.float64))
+    torch.testing.assert_close(plan.sum(0), torch.full((5,), 12 / 5, dtype=torch.float64))
+    ratio = (plan / scores).log()  # of a scaling of rows and columns: r_i + c_j
+    torch.testing.assert_close(ratio - ratio[:1] - ratio[:, :1] + ratio[0, 0], torch.zeros_like(ratio))
+
+
+def test_each_position_is_balanced_on_its_own() -> None:
+    scores = torch.rand(3, 12, 5) + 0.1
+    together = sinkhorn(scores, iterations=3)
+    torch.testing.assert_close(together, torch.stack([sinkhorn(s, iterations=3) for s in scores]))
+
+
+def test_a_prototype_far_from_everything_does_not_divide_by_zero() -> None:
+    scores = torch.rand(6, 4)
+    scores[:, 2] = 0
+    assert sinkhorn(scores, iterations=3).isfinite().all()
