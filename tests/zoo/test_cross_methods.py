@@ -13,7 +13,7 @@ from torch import Tensor
 from method_zoo.backbones import build as build_backbone
 from method_zoo.bootmae import BootMAE, normalised_by_channel
 from method_zoo.parts.masking import mask_from_scores
-from method_zoo.parts.patches import where
+from method_zoo.parts.patches import patchify, where
 from mimbench import rng
 from mimbench.data.transforms import crop_box
 from mimbench.errors import UserError
@@ -157,3 +157,31 @@ def test_bootmae_has_the_official_momentum_at_the_official_length(epoch: int, mo
 def test_a_bootmae_that_cannot_be_is_refused_in_one_sentence(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build("bootmae", **given)
+
+
+def test_cae_aligns_with_what_the_encoder_sees_of_the_hidden_patches_alone() -> None:
+    method = build("cae")
+    images, step = batch(method, n=3)
+    mask = method.masking(step.keys, (4, 4))
+    latents = method.latents(images, ~mask)
+    assert latents.shape == (3, 8, 32)
+    pixels = patchify(images, 4, order="channel").clone()
+    pixels[~mask] = 5.0  # the visible patches do not matter
+    rows = pixels.view(3, 4, 4, 3, 4, 4).permute(0, 3, 1, 4, 2, 5)
+    assert torch.equal(latents, method.latents(rows.reshape(images.shape), ~mask))
+    assert not latents.requires_grad
+    ids = torch.zeros(3, 16, dtype=torch.int64)
+    off = method.losses(images, mask, ids, latents + 1.0)["alignment"]
+    assert off > method.losses(images, mask, ids, latents)["alignment"]
+
+
+def test_cae_decodes_from_what_the_regressor_predicts_and_nothing_else() -> None:
+    """Tokens of hidden patches get their gradient through the predicted latents."""
+    method = build("cae")
+    images, step = batch(method, n=3)
+    mask = method.masking(step.keys, (4, 4))
+    method.regressor_norm.weight.data.zero_()  # now the decoder sees positions only
+    ids = torch.zeros(3, 16, dtype=torch.int64)
+    method.losses(images, mask, ids, method.latents(images, ~mask))["tokens"].backward()
+    assert method.head.weight.grad.any()
+    assert not any(p.grad.any() for p in method.encoder.parameters() if p.grad is not None)
