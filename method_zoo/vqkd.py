@@ -73,7 +73,7 @@ class VQKD(Method):
             "interpolated before they are quantised."
         ),
     )
-    needs = {"teacher": "mae"}
+    needs = {"teacher": "ibot"}
 
     def __init__(
         self,

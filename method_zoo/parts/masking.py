@@ -8,12 +8,14 @@ own key alone: neither the batch it came in nor the process that drew it changes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mimbench import rng
 from mimbench.errors import UserError
@@ -98,6 +100,21 @@ class RandomMask:
             return cells
         blocks = cells.view(-1, rows, 1, columns, 1).expand(-1, -1, self.unit, -1, self.unit)
         return blocks.reshape(len(keys), -1)
+
+
+def hide_redundant(stages: Sequence[Tensor], amounts: Sequence[int]) -> Tensor:
+    """Hide, stage by stage, the patches most similar to the average of those left; bool [B, N].
+
+    Hybrid Distill's progressive redundant token masking (arXiv:2306.15876, section 3.2). stages: a
+    network's patch tokens [B, N, D] at some depths; amounts: how many patches each of them hides.
+    """
+    hidden = torch.zeros(stages[0].shape[:2], dtype=torch.bool, device=stages[0].device)
+    for tokens, amount in zip(stages, amounts, strict=True):
+        left = (~hidden).unsqueeze(-1).to(tokens.dtype)
+        average = (tokens * left).sum(1, keepdim=True) / left.sum(1, keepdim=True)
+        similarity = F.cosine_similarity(tokens, average, dim=-1).masked_fill(hidden, -torch.inf)
+        hidden = hidden | mask_from_scores(similarity, amount)
+    return hidden
 
 
 class Masked(NamedTuple):
