@@ -104,7 +104,9 @@ class SdAE(Method):
     def forward(self, images: Tensor, step: Step) -> Losses:
         mask = self.masking(step.keys, self.encoder.grid)
         # Hidden patches come first, in random order.
-        order = (mask + rng.uniform(step.keys, mask.shape[1], "mask/folds")).argsort(dim=1, descending=True, stable=True)
+        order = (mask + rng.uniform(step.keys, mask.shape[1], "mask/folds")).argsort(
+            dim=1, descending=True, stable=True
+        )
         return self.losses(images, mask, order[:, : int(mask[0].sum())], step.keys)
 
     @torch.no_grad()
