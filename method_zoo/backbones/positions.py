@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mimbench.errors import UserError
+
 
 def interpolated(
     table: Tensor, prefix: int, old: tuple[int, int], new: tuple[int, int], offset: float
@@ -22,3 +24,16 @@ def interpolated(
         patches.unflatten(1, old).permute(0, 3, 1, 2), scale_factor=factors, mode="bicubic"
     )
     return torch.cat([leading, patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def stretched_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+    """LatentMIM's fixed table (arXiv:2407.15837), float32 [H·W, dim] in raster order.
+
+    MAE's with the last row and column at H and W instead of H - 1 and W - 1, computed in float32 as there.
+    """
+    if dim % 4:
+        raise UserError(f"sin-cos positions take a width that is a multiple of 4, got {dim}")
+    frequencies = 1.0 / 10000 ** (torch.arange(dim // 4) / dim * 4.0)
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, n) * n for n in grid), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)

@@ -19,7 +19,7 @@ import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.layers import PatchEmbed, RelPosBias
 from timm.models.vision_transformer import Block
 
-from method_zoo.backbones.positions import interpolated
+from method_zoo.backbones.positions import interpolated, stretched_positions
 from method_zoo.parts.patches import patchify, take, where
 from mimbench import rng
 from mimbench.encoder import Encoded
@@ -75,8 +75,8 @@ class LayerNorm(nn.LayerNorm):
 class ViT(nn.Module):
     """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929) that takes a mask.
 
-    positions: added to the embedded patches: MAE's fixed table, the same with y's half first (MoCo v3's), a
-    learned one (class token included), none.
+    positions: added to the embedded patches: MAE's fixed table, the same with y's half first (MoCo v3's),
+    or stretched (LatentMIM's), a learned one (class token included), none.
     rel_pos: BEiT's relative position bias on the attention: one table, one a block, none.
     layer_scale: initial factor on each residual branch (arXiv:2103.17239); None leaves it out.
     qkv_bias: on queries, keys and values, or on queries and values only.
@@ -102,7 +102,7 @@ class ViT(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         cls_token: bool = True,
-        positions: Literal["sincos", "sincos_y_first", "learned", "none"] = "sincos",
+        positions: Literal["sincos", "sincos_y_first", "stretched", "learned", "none"] = "sincos",
         rel_pos: Literal["none", "shared", "per_block"] = "none",
         layer_scale: float | None = None,
         qkv_bias: Literal["full", "query_value", "none"] = "full",
@@ -146,9 +146,12 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
         n_patches = self.grid[0] * self.grid[1]
-        if positions in ("sincos", "sincos_y_first"):
+        if positions in ("sincos", "sincos_y_first", "stretched"):
             # Derived from the config, so it is not part of the state. The class token's row is zero.
-            table = sincos_positions(embed_dim, self.grid, "x" if positions == "sincos" else "y")
+            if positions == "stretched":
+                table = stretched_positions(embed_dim, self.grid)
+            else:
+                table = sincos_positions(embed_dim, self.grid, "x" if positions == "sincos" else "y")
             table = F.pad(table, (0, 0, self.prefix, 0))
             self.register_buffer("pos_embed", table[None], persistent=False)
         elif positions == "learned":

@@ -50,6 +50,7 @@ class Adapter:
     extra: our parameters that the official code lacks because nothing reads them, a regular expression.
     tables: our fixed position tables and their official names, where the official code computes them in
         float32: full records hold them, and parity to 1e-9 takes their very roundings.
+    layout: an official parameter, by its name, with its numbers in our order, where shapes do not say it.
     parts: our loss terms and their official names.
     check: what else the record can tell.
     rounding: how far the loss in float32 may lie off the official one, in which other roundings add up.
@@ -62,6 +63,7 @@ class Adapter:
     unused: str | Callable[[Config], str] = r"(?!)"
     extra: str = r"(?!)"
     tables: dict[str, str] = field(default_factory=dict)
+    layout: Callable[[str, Tensor], Tensor] = lambda name, official: official
     parts: dict[str, str] = field(default_factory=dict)
     check: Callable[[Any, Official], None] = lambda method, run: None
     rounding: float = 2e-6
@@ -84,11 +86,12 @@ class Adapter:
         assert sorted(names.values()) == sorted(wanted)
         with torch.no_grad():
             for ours, parameter in parameters.items():
-                parameter.copy_(run.state[names[ours]].reshape(parameter.shape))
-            for ours, official in self.tables.items():
-                if official in run.state:
+                official = self.layout(names[ours], run.state[names[ours]])
+                parameter.copy_(official.reshape(parameter.shape))
+            for ours, name in self.tables.items():
+                if name in run.state:
                     table = method.get_buffer(ours)
-                    rows = run.state[official].flatten(0, -2)[-table.shape[-2] :]  # class token's first
+                    rows = run.state[name].flatten(0, -2)[-table.shape[-2] :]  # class token's first
                     torch.testing.assert_close(table, rows.view(table.shape), rtol=0, atol=3e-7)
                     table.copy_(rows.view(table.shape))
         return names

@@ -1,4 +1,4 @@
-"""What is peculiar to SdAE, RC-MAE and AMT, against plain renderings of their formulas."""
+"""What is peculiar to SdAE, RC-MAE, AMT and Latent MIM, against plain renderings of their formulas."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from method_zoo.amt import AMT
+from method_zoo.backbones.positions import stretched_positions
+from method_zoo.backbones.vit import sincos_positions
+from method_zoo.latentmim import CuedTokens, LatentMIM, mean_similarity
 from method_zoo.mae import MAE
 from method_zoo.rcmae import RCMAE
 from method_zoo.sdae import SdAE
+from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 
 from .build import batch, build, optimiser, train
@@ -247,3 +251,72 @@ def test_sdaes_teacher_moves_as_often_in_a_long_run_as_in_a_short_one() -> None:
             weight = momentum * weight + (1 - momentum) * method.encoder.patch_embed.proj.weight
         moved.append(weight.detach())
     torch.testing.assert_close(moved[0], moved[1])
+
+
+# Latent MIM -------------------------------------------------------------------------------------------
+
+
+def test_patches_with_gaps_are_cut_where_their_shifts_say() -> None:
+    method = build("latentmim", gap=0.5)  # 2 pixels between patches of 4
+    assert isinstance(method, LatentMIM)
+    (view,) = method.views
+    assert (view.image_size, view.crop) == (24, "same")
+    large = torch.randn(3, 3, 24, 24)
+    shifts = torch.randint(0, 3, (3, 32))
+    small = method.with_gaps(large, shifts)
+    assert small.shape == (3, 3, 16, 16)
+    for b in range(3):
+        for n in range(16):
+            row, column = divmod(n, 4)
+            top, left = 6 * row + int(shifts[b, n]), 6 * column + int(shifts[b, 16 + n])
+            ours = small[b, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            assert torch.equal(ours, large[b, :, top : top + 4, left : left + 4])
+
+
+def test_latent_mim_without_gaps_asks_for_no_further_crop() -> None:
+    method = build("latentmim", gap=0.0)
+    assert method.views == ()
+    images, step = batch(method)
+    assert torch.isfinite(method(images, step).total)
+
+
+def test_a_cue_is_a_mean_of_the_patches_whose_positions_are_alike() -> None:
+    tokens = CuedTokens(8, 12, (3, 3), cues=True, learned=False).double()
+    perturb(tokens)
+    kept, hidden = torch.tensor([[0, 4, 8]]), torch.tensor([[1, 2, 3, 5, 6, 7]])
+    visible = Encoded(torch.randn(1, 8).double(), torch.randn(1, 3, 8).double(), kept, (), None)
+    queries, context = tokens(visible, hidden)
+    assert queries.shape == (1, 7, 12)
+    assert context.shape == (1, 4, 12)
+    place = tokens.positions[1:]
+    torch.testing.assert_close(queries[0, 0], tokens.cls_token[0, 0])
+    torch.testing.assert_close(context[0, 0], tokens.embed(visible.cls[0]))
+    embedded = [tokens.embed(patch) for patch in visible.patches[0]]
+    for i, n in enumerate(hidden[0].tolist()):
+        alike = torch.stack([place[n] @ place[k] / math.sqrt(12) for k in kept[0].tolist()]).exp()
+        cue = sum(w * patch for w, patch in zip(alike / alike.sum(), embedded, strict=True))
+        torch.testing.assert_close(queries[0, 1 + i], tokens.mask_token[0, 0] + cue + place[n])
+    for i, n in enumerate(kept[0].tolist()):
+        torch.testing.assert_close(context[0, 1 + i], embedded[i] + place[n])
+
+
+def test_similarity_is_the_mean_over_all_pairs_of_patches_of_an_image() -> None:
+    features = torch.randn(3, 5, 4, dtype=torch.float64)
+    pairs = [
+        F.cosine_similarity(image[i], image[j], dim=0)
+        for image in features
+        for i in range(5)
+        for j in range(5)
+    ]
+    torch.testing.assert_close(mean_similarity(features), torch.stack(pairs).mean())
+
+
+def test_stretched_positions_reach_the_end_of_the_grid() -> None:
+    assert torch.equal(stretched_positions(16, (1, 1)), sincos_positions(16, (1, 1)))
+    stretched = stretched_positions(16, (3, 5))
+    frequencies = 10000.0 ** -(torch.arange(4) / 4)
+    for n, table in enumerate(stretched):
+        y, x = n // 5 * 3 / 2, n % 5 * 5 / 4
+        angles = torch.cat([x * frequencies, y * frequencies]).view(2, 4)
+        expected = torch.stack([angles.sin(), angles.cos()], dim=1).flatten()
+        torch.testing.assert_close(table, expected, rtol=1e-5, atol=1e-6)
