@@ -94,12 +94,18 @@ class RandomMask:
 
     def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
         n_hidden = self.hidden_cells(grid)
-        rows, columns = grid[0] // self.unit, grid[1] // self.unit
-        cells = mask_from_scores(random_scores(keys, rows * columns), n_hidden)
-        if self.unit == 1:
-            return cells
-        blocks = cells.view(-1, rows, 1, columns, 1).expand(-1, -1, self.unit, -1, self.unit)
-        return blocks.reshape(len(keys), -1)
+        n_cells = (grid[0] // self.unit) * (grid[1] // self.unit)
+        cells = mask_from_scores(random_scores(keys, n_cells), n_hidden)
+        return patches_of_cells(cells, grid, self.unit)
+
+
+def patches_of_cells(cells: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
+    """A mask of cells of ``unit`` x ``unit`` patches, [B, cells], as one of patches, [B, N]."""
+    if unit == 1:
+        return cells
+    rows, columns = grid[0] // unit, grid[1] // unit
+    blocks = cells.view(-1, rows, 1, columns, 1).expand(-1, -1, unit, -1, unit)
+    return blocks.reshape(len(cells), -1)
 
 
 def hide_redundant(stages: Sequence[Tensor], amounts: Sequence[int]) -> Tensor:

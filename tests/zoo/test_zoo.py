@@ -345,7 +345,7 @@ def alternatives(cls: type[Method], name: str) -> list[Any]:
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int | float):
-        near = [default / 2, default * 1.5, (default + 1) / 2, default / 20, default + 0.3]
+        near = [default / 2, default * 1.5, (default + 1) / 2, default / 20, default + 0.3, default * 0.7]
         whole = [default + 1, default * 2, default - 1, default // 4]
         return [v for v in (whole if isinstance(default, int) else near) if v != default] + literals
     if literals:
