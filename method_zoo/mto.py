@@ -21,9 +21,9 @@ class MTO(Method):
     """Masked token optimisation (Choi et al., 2024, arXiv:2404.08330), with SimMIM as its base.
 
     A mask token says nothing of the image where it enters the encoder, yet visible tokens take it in as
-    if it did, and nothing tells it from a patch. Two terms are added to the base's loss: in the early
-    blocks visible tokens are to leave mask tokens out when they gather from others, and at the input the
-    mask token is to be unlike every patch ("data singularity").
+    if it did, and nothing tells it from a patch. Two terms are added to the base's loss, the stronger the
+    earlier the block: visible tokens are to leave mask tokens out when they gather from others, and mask
+    tokens are to be unlike every visible one ("data singularity").
     """
 
     card = Card(
@@ -66,12 +66,13 @@ class MTO(Method):
         parity="no official code",
         notes=(
             "The paper adds its terms to any method with mask tokens; here to SimMIM. Neither its code nor "
-            "its formulas were at hand, only its two aims in words, so that both terms are written from "
-            "these and are not the authors' expressions: the share of attention that visible tokens (the "
-            "class token among them) give to mask tokens, averaged over the first half of the blocks with "
-            "weights that fall linearly to zero, since mask tokens gather meaning with depth; and the mean "
-            "squared cosine between mask tokens and visible patches as the first block gets them. Their "
-            "weights, 0.1 each, are ours. A table must not take this row for the published method."
+            "its formulas were at hand, only its two aims in words (semantically empty mask tokens are "
+            "excluded from what visible tokens gather; singularity is asked for by depth), so that both "
+            "terms are written from these and are not the authors' expressions: the share of attention "
+            "that visible tokens, the class token among them, give to mask tokens, and the mean squared "
+            "cosine between mask tokens and visible patches, at the input of each block of the first half "
+            "with weights that fall linearly to zero. The terms' weights, 0.1 each, are ours. A table must "
+            "not take this row for the published method."
         ),
     )
 
@@ -93,7 +94,7 @@ class MTO(Method):
         self.head = nn.Linear(backbone.embed_dim, 3 * backbone.patch_size**2)
         truncated_normal_(self.head)
         n_early = max(1, round(early * backbone.depth))
-        # What the first block gets, and the outputs of all but the last of the early ones.
+        # What each of the early blocks gets: the output of the one before, of the embedding first.
         self.layers = tuple(range(-backbone.depth - 1, -backbone.depth - 1 + n_early))
 
     def forward(self, images: Tensor, step: Step) -> Losses:
@@ -104,24 +105,35 @@ class MTO(Method):
         encoded = self.encoder.encode(images, mask, fill="token", layers=self.layers, keys=keys)
         target = patchify(images, self.encoder.patch_size, order="channel")[mask]
         predicted = self.head(encoded.patches[mask])
-        entering = encoded.layers[0][1].to(images.dtype)
+        exclusion, singularity = self.terms(encoded, mask, images.dtype)
         return Losses(
             reconstruction=F.l1_loss(predicted.to(target.dtype), target),
-            exclusion=self.exclusion_weight * self.attention_to_masked(encoded, mask).to(images.dtype),
-            singularity=self.singularity_weight * likeness(entering, mask),
+            exclusion=self.exclusion_weight * exclusion,
+            singularity=self.singularity_weight * singularity,
         )
 
-    def attention_to_masked(self, encoded: Encoded, mask: Tensor) -> Tensor:
-        """Share of attention that visible tokens give to hidden ones in the early blocks, a scalar."""
-        total = torch.zeros((), device=mask.device)
+    def terms(self, encoded: Encoded, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Exclusion and singularity, scalars: means over the early blocks, the first of which counts most."""
         weights = [1 - i / len(self.layers) for i in range(len(self.layers))]
-        for i, (weight, tokens) in enumerate(zip(weights, encoded.layers, strict=True)):
+        exclusion, singularity = [], []
+        for i, (weight, (cls, patches)) in enumerate(zip(weights, encoded.layers, strict=True)):
             bias = self.encoder.position_bias(i % max(1, len(self.encoder.rel_pos)))
-            probabilities = attention_probabilities(self.encoder.blocks[i], joined(*tokens), bias)
-            hidden = F.pad(mask, (probabilities.shape[-1] - mask.shape[1], 0))  # the class token is visible
-            share = (probabilities.mean(1) * hidden.unsqueeze(1)).sum(-1)  # [B, T]
-            total = total + weight * share[~hidden].mean()
-        return total / sum(weights)
+            attention = attention_probabilities(self.encoder.blocks[i], joined(cls, patches), bias)
+            exclusion.append(weight * attention_to_masked(attention.to(dtype), mask))
+            singularity.append(weight * likeness(patches.to(dtype), mask))
+        total = sum(weights)
+        return torch.stack(exclusion).sum() / total, torch.stack(singularity).sum() / total
+
+
+def attention_to_masked(attention: Tensor, mask: Tensor) -> Tensor:
+    """Share of attention that visible tokens give to hidden ones, a scalar.
+
+    attention: probabilities [B, heads, T, T]. mask: bool [B, N], True = hidden; what comes before the N
+    patches is visible.
+    """
+    hidden = F.pad(mask, (attention.shape[-1] - mask.shape[1], 0))
+    share = (attention.mean(1) * hidden.unsqueeze(1)).sum(-1)  # [B, T]
+    return share[~hidden].mean()
 
 
 def likeness(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -209,7 +209,7 @@ def test_mask_tokens_are_told_from_patches_pair_by_pair() -> None:
 
 
 def test_attention_to_mask_tokens_is_counted_where_it_is_given() -> None:
-    """Against the blocks taken one by one, over every visible query and head."""
+    """Against the blocks taken one by one, over every visible query and head; the first counts most."""
     method = build("mto", early=1.0).double()
     assert isinstance(method, MTO)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_attention_to_mask_tokens_is_counted_where_it_is_given() -> None:
     tokens = encoder.patch_embed(x)
     tokens[mask] = encoder.mask_token[0, 0]
     tokens = torch.cat([encoder.cls_token.expand(2, -1, -1), tokens], 1)
-    bias, shares = encoder.rel_pos[0].get_bias(), []
+    bias, shares, likes = encoder.rel_pos[0].get_bias(), [], []
     for block in encoder.blocks:
         normed = block.norm1(tokens)
         q, k, _ = block.attn.qkv(normed).unflatten(2, (3, 2, 16)).unbind(2)
@@ -233,10 +233,12 @@ def test_attention_to_mask_tokens_is_counted_where_it_is_given() -> None:
                 for query in [0, *(1 + i for i in range(16) if not mask[b, i])]:
                     given.append(sum(probabilities[query, 1 + j].item() for j in range(16) if mask[b, j]))
         shares.append(np.mean(given))
+        likes.append(likeness(tokens[:, 1:], mask).item())
         tokens = block(tokens, attn_mask=bias)
-    expected = (1 * shares[0] + 0.5 * shares[1]) / 1.5
     encoded = encoder.encode(x, mask, fill="token", layers=method.layers)
-    assert method.attention_to_masked(encoded, mask).item() == pytest.approx(expected, abs=1e-7)
+    exclusion, singularity = method.terms(encoded, mask, DOUBLE)
+    assert exclusion.item() == pytest.approx((shares[0] + 0.5 * shares[1]) / 1.5, abs=1e-12)
+    assert singularity.item() == pytest.approx((likes[0] + 0.5 * likes[1]) / 1.5, abs=1e-12)
 
 
 def test_the_terms_do_what_they_are_for() -> None:
