@@ -124,7 +124,7 @@ class HybridDistill(Method):
         mask = hide_redundant([stage for _, stage in staged], self.amounts)
         visible = joined(cls, patches[~mask].view(len(mask), -1, patches.shape[-1]))
         qkv = self.mim_teacher.query_key_value(self.mim_layer, visible)
-        return mask, features, relations(*qkv, heads=self.mim_teacher.num_heads)
+        return mask, features, relations(qkv, heads=self.mim_teacher.num_heads)
 
     def losses(
         self, images: Tensor, mask: Tensor, features: Tensor, target: Relations, keys: Tensor | None = None
@@ -134,8 +134,10 @@ class HybridDistill(Method):
         encoded = self.encoder.encode(images, mask, fill="drop", layers=(layer - 1,), keys=keys)
         assert encoded.kept is not None
         told = self.head(encoded.patches).to(features.dtype)
-        qkv = query_key_value(self.encoder.blocks[layer], joined(*encoded.layers[0]))
-        found = relations(*qkv, heads=target.query_key.shape[1])
+        # A teacher without a class token tells nothing of the student's, which comes first.
+        tokens = joined(*encoded.layers[0])[:, -target.query_key.shape[-1] :]
+        qkv = query_key_value(self.encoder.blocks[layer], tokens)
+        found = relations(qkv, heads=target.query_key.shape[1])
         weight = self.relation_weight
         return Losses(
             features=F.smooth_l1_loss(told, take(features, encoded.kept), beta=self.smooth),

@@ -83,8 +83,8 @@ class TinyMIM(Method):
         self.denormalise = Denormalise(self.card)
         self.views = (View(image_size=backbone.config["image_size"], crop="same"),)
         # The loss sees the last block's queries, keys and values; what follows them would only decay.
-        last = backbone.blocks[-1]
-        for untrained in (last.attn.proj, last.norm2, last.mlp, backbone.norm):
+        last = self.encoder.blocks[-1]
+        for untrained in (last.attn.proj, last.norm2, last.mlp, self.encoder.norm):
             untrained.requires_grad_(False)
 
     def forward(self, images: Tensor, step: Step) -> Losses:
@@ -98,13 +98,15 @@ class TinyMIM(Method):
         with torch.autocast(images.device.type, enabled=False):
             (before,) = self.teacher.encode(images, layers=(layer - 1,)).layers
             qkv = self.teacher.query_key_value(layer, joined(*before))
-        return relations(*qkv, heads=self.teacher.num_heads)
+        return relations(qkv, heads=self.teacher.num_heads)
 
     def losses(self, images: Tensor, target: Relations, keys: Tensor | None = None) -> Losses:
         """Losses under given relations of the same image's tokens."""
         (before,) = self.encoder.encode(images, layers=(-2,), keys=keys).layers
-        qkv = query_key_value(self.encoder.blocks[-1], joined(*before))
-        found = relations(*qkv, heads=target.query_key.shape[1])
+        # A teacher without a class token tells nothing of the student's, which comes first.
+        tokens = joined(*before)[:, -target.query_key.shape[-1] :]
+        qkv = query_key_value(self.encoder.blocks[-1], tokens)
+        found = relations(qkv, heads=target.query_key.shape[1])
         return Losses(
             query_key=divergence(found.query_key, target.query_key),
             value_value=divergence(found.value_value, target.value_value),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,11 @@ class TokenViT(ViT):
         **options: Any,
     ):
         super().__init__(**options)
-        if isinstance(tokenizer, Mapping):
-            tokenizer = build_tokenizer(tokenizer)
-        self.config |= {"tokenizer": describe(tokenizer), "dropout": dropout}
+        built: Any = build_tokenizer(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
+        self.config |= {"tokenizer": describe(built), "dropout": dropout}
         self.dropout = dropout
-        self.tokenizer = Frozen(tokenizer=cast(nn.Module, tokenizer))
-        self.vocabulary = tokenizer.vocabulary
+        self.tokenizer = Frozen(tokenizer=built)
+        self.vocabulary = int(built.vocabulary)
         self.class_word, self.mask_word = self.vocabulary, self.vocabulary + 1
 
         # Words take the place of pixels: of the embedding, the class token and the mask token.
@@ -106,7 +105,8 @@ class TokenViT(ViT):
         """See ``ViT.transform``."""
         if self.training:
             x = dropout(x, self.dropout, keys, "embedding")
-        return super().transform(x, *args, keys=keys, **options)
+        options["keys"] = keys
+        return super().transform(x, *args, **options)
 
     def run_block(
         self, i: int, x: Tensor, bias: Tensor | None, scales: Tensor | None, keys: Tensor | None

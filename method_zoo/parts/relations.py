@@ -17,15 +17,16 @@ class Relations(NamedTuple):
     value_value: Tensor
 
 
-def relations(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Relations:
+def relations(query_key_value: tuple[Tensor, Tensor, Tensor], heads: int) -> Relations:
     """Softmax of scaled products of queries and keys, and of values with themselves, in ``heads`` heads.
 
-    query, key, value: [B, h, T, D / h], cut into heads anew: two networks' relations have one shape
+    query_key_value: [B, h, T, D / h] each, cut into heads anew: two networks' relations have one shape
     whatever their widths and heads. As in MiniLMv2 (arXiv:2012.15828) and TinyMIM (arXiv:2301.01296), in
     the tensors' precision outside of autocast.
 
     Raises UserError where the width does not divide into ``heads``.
     """
+    query = query_key_value[0]
     width = query.shape[1] * query.shape[3]
     if width % heads:
         raise UserError(
@@ -40,7 +41,7 @@ def relations(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Relation
         return ((a @ b.transpose(-2, -1)) * a.shape[-1] ** -0.5).log_softmax(-1)
 
     with torch.autocast(query.device.type, enabled=False):
-        query, key, value = (recut(x if x.dtype == torch.float64 else x.float()) for x in (query, key, value))
+        query, key, value = (recut(x if x.dtype == torch.float64 else x.float()) for x in query_key_value)
         return Relations(related(query, key), related(value, value))
 
 

@@ -19,15 +19,16 @@ from mimbench.method import Method
 from .build import batch, build
 
 
-def qkv(heads: int, width: int = 12, tokens: int = 5, seed: int = 0) -> list[Tensor]:
+def qkv(heads: int, width: int = 12, tokens: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (3, 2, heads, tokens, width // heads)
-    return list(torch.randn(3, *shape[:1], *shape[2:], generator=generator, dtype=torch.float64))
+    shape = (3, 3, heads, tokens, width // heads)
+    q, k, v = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return q, k, v
 
 
 def test_relations_are_attention_in_as_many_heads_as_asked() -> None:
     q, k, v = qkv(heads=3)
-    found = relations(q, k, v, heads=2)
+    found = relations((q, k, v), heads=2)
     flat = [x.transpose(1, 2).flatten(2) for x in (q, k, v)]  # [B, T, D]
     for b in range(3):
         for head in range(2):
@@ -39,7 +40,7 @@ def test_relations_are_attention_in_as_many_heads_as_asked() -> None:
 
 
 def test_relations_of_two_widths_compare() -> None:
-    small, large = relations(*qkv(2), heads=4), relations(*qkv(4, width=32, seed=1), heads=4)
+    small, large = relations(qkv(2), heads=4), relations(qkv(4, width=32, seed=1), heads=4)
     assert small.query_key.shape == large.query_key.shape
     p, q = large.query_key.exp(), small.query_key.exp()
     rows = list(zip(p.flatten(0, 2), q.flatten(0, 2), strict=True))
@@ -51,7 +52,7 @@ def test_relations_of_two_widths_compare() -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(UserError, match="does not divide into 5 relation heads"):
-        relations(*qkv(3), heads=5)
+        relations(qkv(3), heads=5)
 
 
 def test_redundant_patches_are_hidden_stage_by_stage() -> None:
