@@ -19,6 +19,7 @@ from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Size = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -80,17 +81,17 @@ class IJEPA(Method):
         self,
         backbone: Backbone,
         *,
-        target_blocks: Annotated[int, Field(ge=1)] = 4,
+        target_blocks: Size = 4,
         target_scale: Share = 0.15,
         target_spread: Annotated[float, Field(ge=0, lt=1)] = 0.05,
-        context_blocks: Annotated[int, Field(ge=1)] = 1,
+        context_blocks: Size = 1,
         context_scale: Annotated[float, Field(gt=0, le=0.85)] = 0.85,
         min_context: Annotated[float, Field(ge=0, lt=1)] = 10 / 196,
         whole_grid: bool = True,
         loss: Literal["smooth_l1", "l2"] = "smooth_l1",
         predictor_dim: Annotated[int, Field(ge=4)] | None = None,
-        predictor_depth: Annotated[int, Field(ge=1)] | None = None,
-        predictor_heads: Annotated[int, Field(ge=1)] | None = None,
+        predictor_depth: Size | None = None,
+        predictor_heads: Size | None = None,
         momentum_start: Momentum = 0.996,
         momentum_end: Momentum = 1.0,
     ):
@@ -131,19 +132,40 @@ class IJEPA(Method):
 
     def losses(self, images: Tensor, contexts: Tensor, targets: Tensor, keys: Tensor | None = None) -> Losses:
         """Losses under given blocks: contexts int64 [E, B, n] and targets int64 [T, B, m], raster indices."""
-        features = self.features(images)
-        target = torch.cat([take(features, block) for block in targets])
-        distance = F.smooth_l1_loss if self.loss == "smooth_l1" else F.mse_loss
-        loss = sum(distance(self.predict(images, seen, targets, keys), target) for seen in contexts)
-        return Losses(features=loss / len(contexts))
+        target = self.target(images, targets)
+        losses = [
+            self.distance(self.predict(self.seen(images, context, keys), targets), target)
+            for context in contexts
+        ]
+        return Losses(features=torch.stack(losses).mean())
 
-    def predict(self, images: Tensor, context: Tensor, targets: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Features of the target blocks out of one context, int64 [B, n]: [T * B, m, D], block by block."""
+    def target(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Features of the target blocks, int64 [T, B, m]: [T * B, m, D], block by block."""
+        features = self.features(images)
+        return torch.cat([take(features, block) for block in targets])
+
+    def distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """The loss of predicted features."""
+        if self.loss == "smooth_l1":
+            return F.smooth_l1_loss(predicted.to(target.dtype), target)
+        return F.mse_loss(predicted.to(target.dtype), target)
+
+    def seen(self, images: Tensor, context: Tensor, keys: Tensor | None = None) -> Encoded:
+        """What the encoder makes of a context, int64 [B, n]."""
         hidden = torch.ones(len(images), self.encoder.grid[0] * self.encoder.grid[1], dtype=torch.bool)
         hidden = hidden.to(context.device).scatter_(1, context, False)
-        encoded = self.encoder.encode(images, hidden, fill="drop", keys=keys)
-        tokens = self.mask_tokens(repeated(encoded, len(targets)), targets.flatten(0, 1))
-        return self.predictor(tokens, last=targets.shape[2]).to(images.dtype)
+        return self.encoder.encode(images, hidden, fill="drop", keys=keys)
+
+    def predict(self, seen: Encoded, targets: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Features of the target blocks out of a context: [T * B, m, D], block by block.
+
+        noise: added to the mask tokens, [T * B, m, width of the predictor].
+        """
+        m = targets.shape[2]
+        tokens = self.mask_tokens(repeated(seen, len(targets)), targets.flatten(0, 1))
+        if noise is not None:
+            tokens = torch.cat([tokens[:, :-m], tokens[:, -m:] + noise], dim=1)
+        return self.predictor(tokens, last=m)
 
     def after_step(self, step: Step) -> None:
         momentum = linear(self.momentum_start, self.momentum_end, step.progress)

@@ -1,4 +1,4 @@
-"""What is peculiar to SdAE, RC-MAE, AMT and Latent MIM, against plain renderings of their formulas."""
+"""What is peculiar to SdAE, RC-MAE, AMT, Latent MIM and N-JEPA, against plain renderings of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from method_zoo.backbones.positions import stretched_positions
 from method_zoo.backbones.vit import sincos_positions
 from method_zoo.latentmim import CuedTokens, LatentMIM, mean_similarity
 from method_zoo.mae import MAE
+from method_zoo.njepa import NJEPA
 from method_zoo.rcmae import RCMAE
 from method_zoo.sdae import SdAE
 from mimbench.encoder import Encoded
@@ -320,3 +321,49 @@ def test_stretched_positions_reach_the_end_of_the_grid() -> None:
         angles = torch.cat([x * frequencies, y * frequencies]).view(2, 4)
         expected = torch.stack([angles.sin(), angles.cos()], dim=1).flatten()
         torch.testing.assert_close(table, expected, rtol=1e-5, atol=1e-6)
+
+
+# N-JEPA -----------------------------------------------------------------------------------------------
+
+
+def test_njepa_without_noise_is_ijepa_twice() -> None:
+    noised, plain = build("njepa", noise_weight=0.5), build("ijepa")
+    assert isinstance(noised, NJEPA)
+    plain.load_state_dict(noised.state_dict())
+    images, step = batch(noised)
+    blocks = noised.masking(step.keys, noised.encoder.grid, step.progress)
+    width = noised.mask_tokens.mask_token.shape[-1]
+    losses = noised.noised_losses(images, *blocks, torch.zeros(*blocks.targets.shape, width))
+    expected = plain(images, step)["features"]
+    torch.testing.assert_close(losses["features"], expected)
+    torch.testing.assert_close(losses["features_under_noise"], 0.5 * expected)
+
+
+def test_njepas_noise_has_a_level_of_its_own_in_each_block_of_each_image() -> None:
+    method = build("njepa")
+    assert isinstance(method, NJEPA)
+    targets = torch.zeros(4, 500, 9, dtype=torch.int64)
+    noise = method.noise(torch.arange(500), targets)
+    assert noise.shape == (4, 500, 9, 32)
+    levels = noise.square().mean((2, 3)).sqrt().log()
+    assert abs(float(levels.mean()) - -1.2) < 0.1
+    assert abs(float(levels.std()) - 1.2) < 0.1
+    assert abs(float(torch.corrcoef(levels).fill_diagonal_(0).abs().max())) < 0.15
+    directions = F.normalize(noise[0, :, 0], dim=-1)
+    assert float((directions @ directions.T).fill_diagonal_(0).mean().abs()) < 0.01
+
+
+def test_njepas_noise_falls_on_mask_tokens_only() -> None:
+    method = build("njepa")
+    assert isinstance(method, NJEPA)
+    images, step = batch(method, n=2)
+    blocks = method.masking(step.keys, method.encoder.grid, step.progress)
+    seen = method.seen(images, blocks.contexts[0])
+    noise = torch.randn(8, blocks.targets.shape[2], 32)
+    given = []
+    method.predictor.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    method.predict(seen, blocks.targets)
+    method.predict(seen, blocks.targets, noise)
+    m = blocks.targets.shape[2]
+    assert torch.equal(given[0][:, :-m], given[1][:, :-m])
+    torch.testing.assert_close(given[1][:, -m:] - given[0][:, -m:], noise)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from method_zoo.ijepa import IJEPA
-from method_zoo.parts.patches import take
 from mimbench.method import Losses
 
 from ..adapter import Adapter, Config, Rules, assert_same_output, vit
@@ -46,12 +45,10 @@ def _check_tensors(method: IJEPA, run: Official) -> None:
     contexts, targets = (torch.stack(run.inputs[name]) for name in ("masks_enc", "masks_pred"))
     with torch.no_grad():
         # The official order: target block, context block, image.
-        predicted = [
-            method.predict(images, seen, targets).unflatten(0, targets.shape[:2]) for seen in contexts
-        ]
-        assert_same_output(torch.stack(predicted, dim=1).flatten(0, 2), run.outputs["pred"])
-        features = method.features(images)
-        target = torch.stack([take(features, block) for block in targets])
+        predicted = [method.predict(method.seen(images, context), targets) for context in contexts]
+        predicted = torch.stack([p.unflatten(0, targets.shape[:2]) for p in predicted], dim=1)
+        assert_same_output(predicted.flatten(0, 2), run.outputs["pred"])
+        target = method.target(images, targets).unflatten(0, targets.shape[:2])
         target = target.unsqueeze(1).expand(-1, len(contexts), -1, -1, -1)
         assert_same_output(target.flatten(0, 2), run.outputs["target"])
 
