@@ -119,7 +119,7 @@ class DropPos(Method):
         sigma = self.sigma * (1 - progress) if self.sigma_decay else self.sigma
         height, width = self.encoder.grid
         places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(like)
-        squared = torch.cdist(places, places).square()
+        squared = (places.unsqueeze(1) - places).square().sum(-1)
         if sigma == 0:
             return (squared == 0).to(like)
         right = (-squared / sigma**2).exp()

@@ -37,8 +37,8 @@ class DisjointMask:
     def __call__(self, keys: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         n_hidden = self.hidden_cells(grid)
         n_cells = (grid[0] // self.unit) * (grid[1] // self.unit)
-        scores = (random_scores(keys, n_cells, purpose) for purpose in ("mask", "mask/disjoint"))
-        first, second = self.from_scores(*scores, n_hidden)
+        scores, again = random_scores(keys, n_cells), random_scores(keys, n_cells, "mask/disjoint")
+        first, second = self.from_scores(scores, again, n_hidden)
         return patches_of_cells(first, grid, self.unit), patches_of_cells(second, grid, self.unit)
 
     def from_scores(self, first: Tensor, second: Tensor, n_hidden: int) -> tuple[Tensor, Tensor]:
