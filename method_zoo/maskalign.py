@@ -58,7 +58,7 @@ class MaskAlign(Method):
             augmentation=Augmentation(crop_scale=(0.2, 1.0), interpolation="bicubic", flip=True),
             source="OpenDriveLab/maskalign README.md, ViT-B/16 on ImageNet-1K, 200 epochs",
         ),
-        readout=Readout(token="mean"),
+        readout=Readout(token="cls"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
         notes=(

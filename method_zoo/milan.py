@@ -82,16 +82,16 @@ class MILAN(Method):
             augmentation=Augmentation(crop_scale=(0.2, 1.0), interpolation="bicubic", flip=True),
             source="zejiangh/MILAN PRETRAIN.sh, ViT-B/16 on ImageNet-1K, 400 epochs",
         ),
-        readout=Readout(token="mean"),
+        readout=Readout(token="cls"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
         notes=(
             "The published teacher is CLIP ViT-B/16 with its projection; without a given one a teacher is "
             "trained first on the same data, and features are those after its final norm. As in the code, "
             "the loss is over all tokens, visible ones and the class token too. target=pixels is the code's "
-            "run without CLIP: normalised pixels of the hidden patches; it still needs the teacher unless "
-            "masking=random. The code's optional prototype loss, off in its commands, is left out. The "
-            "decoder has the size MAE's has, in the published proportion to ViT-B."
+            "run without CLIP: pixels of the hidden patches, for which masking=random asks the teacher "
+            "nothing. The code's optional prototype loss, off in its commands, is left out. The decoder has "
+            "the size MAE's has, in the published proportion to ViT-B."
         ),
     )
     needs = {"teacher": "ibot"}

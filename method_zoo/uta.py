@@ -55,7 +55,7 @@ class UTA(Method):
                 "paper takes over; the released code does not train"
             ),
         ),
-        readout=Readout(token="mean"),
+        readout=Readout(token="cls"),
         backbone={"positions": "learned", "qkv_bias": "query_value", "init": "beit"},
         parity="no official code",
         notes=(

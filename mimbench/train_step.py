@@ -18,8 +18,17 @@ from mimbench.spec import Recipe
 if TYPE_CHECKING:
     from mimbench.data import Batch
 
-# Tables and tokens that are added to or stand in for activations: decay would only pull them to zero.
-_UNDECAYED = ("cls_token", "mask_token", "pos_embed", "relative_position", "rel_pos", "register_tokens")
+# Tables and tokens that are added to or stand in for activations, and weights that mix layers: decay would
+# only pull them to zero.
+_UNDECAYED = (
+    "cls_token",
+    "mask_token",
+    "pos_embed",
+    "relative_position",
+    "rel_pos",
+    "register_tokens",
+    "layer_weights",
+)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

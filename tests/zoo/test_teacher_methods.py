@@ -22,6 +22,7 @@ from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 from mimbench.method import Step
 from mimbench.seeding import seeded_init
+from mimbench.train_step import parameter_groups
 
 from .build import TINY, batch, build, optimiser, train
 
@@ -282,3 +283,10 @@ def test_only_the_last_blocks_are_aligned() -> None:
     expected = (method.adaptors[0](mixed) - target).square().mean()
     found = method.losses(images, mask, [(cls, patches)], step.keys).total
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_decay_does_not_pull_a_mix_of_layers_to_zero() -> None:
+    method = build("maskalign")
+    _, undecayed = parameter_groups(method, 0.05)
+    assert any(p is method.layer_weights for p in undecayed["params"])
+    assert undecayed["weight_decay"] == 0
