@@ -90,8 +90,7 @@ class LocalMIM(Method):
         self.encoder = backbone
         self.masking = RandomMask(mask_ratio)
         self.layers = tap_layers(backbone.depth)
-        finest = cell_side(backbone.patch_size, int(SCALES[0]))
-        self.hogs = [HOG(int(finest * SCALES[0] / scale), bins) for scale in SCALES]
+        self.hog = HOG(cell_side(backbone.patch_size, int(SCALES[0])), bins, normalise=False)
         dim, depth, heads = decoder_size(
             backbone, decoder_dim, decoder_depth, decoder_heads, published=(256, 1)
         )
@@ -110,15 +109,26 @@ class LocalMIM(Method):
         encoded = self.encoder.encode(images, mask, layers=self.layers, keys=keys)
         norms = [*self.norms, self.encoder.final_norm]
         losses = Losses()
-        for scale, tap, norm, decoder, hog in zip(
-            SCALES, encoded.layers, norms, self.decoders, self.hogs, strict=True
+        for scale, tap, norm, decoder, target in zip(
+            SCALES, encoded.layers, norms, self.decoders, self.targets(images), strict=True
         ):
             cls, patches = (None if tokens is None else norm(tokens) for tokens in tap)
             predicted = decoder(encoded._replace(cls=cls, patches=patches), hidden)
-            error = squared_error(predicted, hog(images).flatten(1, 2).flatten(2).transpose(1, 2))
+            error = squared_error(predicted, target)
             share = self.hidden_share(mask, scale).to(error.dtype)
             losses[f"scale_{scale:g}"] = (error * share).sum() / share.sum()
         return losses
+
+    def targets(self, images: Tensor) -> list[Tensor]:
+        """Histograms of each scale's cells in raster order, [B, cells, 3·bins]: colour, then bin."""
+        finest = self.hog(images)
+        targets = []
+        for scale in SCALES:
+            # Unnormalised histograms of coarse cells are means of those of the fine ones inside.
+            cells = F.avg_pool2d(finest.flatten(1, 2), int(SCALES[0] / scale))
+            histograms = F.normalize(cells.unflatten(1, (3, -1)), dim=2)
+            targets.append(histograms.flatten(1, 2).flatten(2).transpose(1, 2))
+        return targets
 
     def hidden_share(self, mask: Tensor, scale: float) -> Tensor:
         """How much of each cell is hidden, 0 to 1, [B, cells]."""

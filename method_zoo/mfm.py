@@ -111,7 +111,7 @@ class MFM(Method):
 
     def losses(self, images: Tensor, passed: Tensor, keys: Tensor | None = None) -> Losses:
         """Losses under given filters, bool [B, H, W], True = shown."""
-        seen = self.denormalise.undone(self.corrupted(images, passed))
+        seen = self.denormalise.inverse(self.corrupted(images, passed))
         encoded = self.encoder.encode(seen, keys=keys)
         predicted = unpatchify(self.head(encoded.patches), self.encoder.grid, order="channel")
         error = distance(spectrum(predicted.to(images.dtype)), spectrum(images), NO_SLOPE).mean(1)

@@ -21,7 +21,7 @@ class Denormalise(nn.Module):
         """float [B, 3, H, W], normalised by the card's mean and std -> [0, 1]."""
         return (images * self.std + self.mean).clamp(0, 1)
 
-    def undone(self, images: Tensor) -> Tensor:
+    def inverse(self, images: Tensor) -> Tensor:
         """Images in [0, 1], normalised."""
         return (images - self.mean) / self.std
 

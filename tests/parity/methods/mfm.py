@@ -24,7 +24,7 @@ def _passed(run: Official) -> torch.Tensor:
 
 
 def _losses(method: MFM, run: Official) -> Losses:
-    return method.losses(method.denormalise.undone(run.inputs["img01"]), _passed(run))
+    return method.losses(method.denormalise.inverse(run.inputs["img01"]), _passed(run))
 
 
 def _rules(config: Config) -> Rules:
@@ -35,7 +35,7 @@ def _rules(config: Config) -> Rules:
 def _check(method: MFM, run: Official) -> None:
     """The filtered images are the official ones; we draw the official filter, which is low-pass, and its
     complement."""
-    images, passed = method.denormalise.undone(run.inputs["img01"]), _passed(run)
+    images, passed = method.denormalise.inverse(run.inputs["img01"]), _passed(run)
     assert_same_output(method.corrupted(images, passed), run.outputs["x_corrupted"], run.tolerance)
     drawn = method.passed(torch.arange(64))
     is_low = (drawn == passed[0]).flatten(1).all(1)
