@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from method_zoo.backbones.pixels import Pixels
+from method_zoo.backbones.rope_vit import RopeViT
 from method_zoo.backbones.token_vit import TokenViT
 from method_zoo.backbones.vit import SIZES, ViT
 from mimbench.errors import UserError, unknown
@@ -20,7 +21,7 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
 
     ``options`` are the keyword arguments of the backbone's class. The result's ``config`` holds all of
     them, so that ``build(**config)`` rebuilds it. A ViT with the option ``tokenizer`` reads an image's
-    tokens instead of its pixels (``TokenViT``).
+    tokens instead of its pixels (``TokenViT``); one with ``positions="rope"`` is CAPI's (``RopeViT``).
 
     Raises UnknownNameError for an unknown name, UserError for patches that do not tile the image.
     """
@@ -37,5 +38,7 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
             f"backbone {name} cuts images into patches of {patch_size} pixels, which do not divide an "
             f"image size of {image_size}; take an image size such as {below} or another patch size"
         )
-    cls = TokenViT if "tokenizer" in options else ViT
+    cls: type[nn.Module] = TokenViT if "tokenizer" in options else ViT
+    if options.get("positions") == "rope":
+        cls = RopeViT
     return cls(name=name, image_size=image_size, patch_size=patch_size, **{**size, **options})

@@ -456,6 +456,11 @@ def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Ten
 
 def query_key_value(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A block's queries, keys and values on its input x [B, T, D], each [B, heads, T, D / heads]."""
+    if not isinstance(block, Block):
+        raise UserError(
+            "queries, keys and values are asked of a plain ViT; this encoder's are turned by their places, "
+            "so name another teacher"
+        )
     attn = block.attn
     q, k, v = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return attn.q_norm(q), attn.k_norm(k), v

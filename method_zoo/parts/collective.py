@@ -71,6 +71,15 @@ def averaged(x: Tensor) -> Tensor:
     return summed(x) / world_size()
 
 
+@torch.no_grad()
+def largest(x: Tensor) -> Tensor:
+    """Largest value of each element of ``x`` over processes; no gradient."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
 class BatchNorm1d(nn.BatchNorm1d):
     """Batch norm whose training statistics are over all processes' rows, on any device.
 

@@ -69,6 +69,11 @@ class Adapter:
     rounding: float = 2e-6
     unsupported: Callable[[Config], str | None] = _always
 
+    def has_no_use_for(self, name: str, config: Config) -> bool:
+        """Whether an official parameter or buffer is ``unused`` in a configuration."""
+        unused = self.unused if isinstance(self.unused, str) else self.unused(config)
+        return re.search(unused, name) is not None
+
     def load(self, method: Method, run: Official) -> dict[str, str]:
         """Set every parameter of ``method`` from the record; returns our names -> official ones.
 
@@ -81,8 +86,7 @@ class Adapter:
                 parameters.pop(name).fill_(torch.nan)
         rules = self.rules(run.config)
         names = {ours: rename(ours, rules) for ours in parameters}
-        unused = self.unused if isinstance(self.unused, str) else self.unused(run.config)
-        wanted = [name for name in run.state if not re.search(unused, name)]
+        wanted = [name for name in run.state if not self.has_no_use_for(name, run.config)]
         assert sorted(names.values()) == sorted(wanted)
         with torch.no_grad():
             for ours, parameter in parameters.items():

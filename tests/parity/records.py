@@ -86,6 +86,8 @@ def _read_full(path: Path) -> Official:
     outputs = record["outputs"]
     # A run of code that forces float32 has one loss, a float32 number.
     tolerance = 2e-6 if float(record["loss"]) == float(record["loss_f32"]) else 1e-9
+    if "cast to float32 inside" in record["notes"]:  # of a run in float64, of which then only the rest is
+        tolerance = max(tolerance, 1e-6)
     return Official(
         method=record["method"],
         case=path.stem.removeprefix("golden_"),

@@ -69,16 +69,17 @@ def _assert_parity(path: Path) -> None:
         pytest.skip(reason)
     method, names, losses = _repeat(run, torch.float64)
     assert losses.total.item() == pytest.approx(run.loss, rel=0, abs=run.tolerance)
-    for ours, official in adapter.parts.items():
-        assert losses[ours].item() == pytest.approx(run.loss_parts[official], rel=0, abs=run.tolerance_rest)
+    for ours, theirs in adapter.parts.items():
+        assert losses[ours].item() == pytest.approx(run.loss_parts[theirs], rel=0, abs=run.tolerance_rest)
     adapter.check(method, run)
 
     norms = _gradient_norms(method, names, losses)
-    assert norms.keys() == run.grad_norm.keys()
+    official = {k: v for k, v in run.grad_norm.items() if not adapter.has_no_use_for(k, run.config)}
+    assert norms.keys() == official.keys()
     # Some gradients vanish, so that rounding is all there is of them: hence the absolute part. In float32
     # it is a rounding of all the others.
-    rounding = 1e-10 if run.tolerance < 2e-6 else 1e-7 * math.hypot(*run.grad_norm.values())
-    assert norms == pytest.approx(run.grad_norm, rel=10 * run.tolerance_rest, abs=rounding)
+    rounding = 1e-10 if run.tolerance < 2e-6 else 1e-7 * math.hypot(*official.values())
+    assert norms == pytest.approx(official, rel=10 * run.tolerance_rest, abs=rounding)
 
     _, _, single = _repeat(run, torch.float32)
     assert single.total.item() == pytest.approx(run.loss_float32, rel=0, abs=adapter.rounding)
@@ -127,8 +128,8 @@ def test_formula_gives_the_published_numbers() -> None:
 
 def _wrong_eps(method: Method) -> None:
     for module in method.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            module.eps = 1e-6 if module.eps == 1e-5 else 1e-5
 
 
 def _tanh_gelu(method: Method) -> None:
