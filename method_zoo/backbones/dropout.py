@@ -23,7 +23,10 @@ def dropout(x: Tensor, rate: float, keys: Tensor | None, purpose: str) -> Tensor
     if keys is None:
         return F.dropout(x, rate)
     dropped = rng.chances(keys, x[0].numel(), rate, f"dropout/{purpose}").view(x.shape)
-    return x.masked_fill(dropped, 0) / (1 - rate)
+    # A product is several times as fast as filling in zeros, forward and backward. Its factor is not
+    # exact in half precision.
+    factor = (~dropped).to(torch.promote_types(x.dtype, torch.float32)).mul_(1 / (1 - rate))
+    return (x * factor).to(x.dtype)
 
 
 def run_dropping_block(
