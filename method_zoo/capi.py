@@ -90,7 +90,12 @@ class CAPI(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "rope", "registers": 16},
         parity="verified",
-        weights=(),
+        weights=(
+            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_in1k.pth",
+            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_i22k.pth",
+            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_lvd.pth",
+            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_p205.pth",
+        ),
         notes=(
             "The encoder is CAPI's own: rotary positions, registers, RMS norms, no biases, no class token. "
             "Published with 16384 clusters and images a batch; assignments are balanced over the batch at "
@@ -103,8 +108,8 @@ class CAPI(Method):
             "frequencies at a rate of zero; here they are fixed. Drop path is drawn image by image where the "
             "code leaves out a fixed number of the batch. The code computes losses in float32. The "
             "predictor has half the encoder's depth, as published. At least one patch is predicted on "
-            "grids where 5 percent of the hidden ones are less. The authors read out patches by attentive "
-            "pooling."
+            "grids where 5 percent of the hidden ones are less. The authors read out patches of the moving "
+            "average by attentive pooling; here the student is what is evaluated."
         ),
     )
     couples_batch = True

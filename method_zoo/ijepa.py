@@ -50,6 +50,7 @@ class IJEPA(Method):
             batch_size=2048,
             betas=(0.9, 0.999),
             weight_decay=0.04,
+            weight_decay_end=0.4,
             warmup=40 / 300,
             warmup_start_lr=2e-4,
             min_lr=1e-6,
@@ -72,8 +73,7 @@ class IJEPA(Method):
             "but not by cutting to the smallest of the batch at hand: see MultiBlockMask. min_context, 10 "
             "patches in the code, is a share here. The predictor of 384 x 12 was published with ViT-L and "
             "H and 384 x 6 with ViT-B; here half of the encoder's width, at most 384, and half of its "
-            "depth. The published weight decay grows from 0.04 to 0.4 along a cosine, here it stays. The "
-            "paper evaluates the moving average, here the encoder that learns is."
+            "depth. The paper evaluates the moving average, here the encoder that learns is."
         ),
     )
 

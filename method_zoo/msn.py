@@ -62,6 +62,7 @@ class MSN(Method):
             batch_size=1024,
             betas=(0.9, 0.999),
             weight_decay=0.04,
+            weight_decay_end=0.366,
             warmup=15 / 800,
             warmup_start_lr=2e-4,
             min_lr=1e-4,
@@ -78,14 +79,15 @@ class MSN(Method):
         notes=(
             "Published with 1 random and 10 focal crops; the default of 4 focal ones is cheaper. The code "
             "draws one mask for the whole batch and all crops, here each image and crop has its own. Its "
-            "cosine schedules are cut off at four fifths of their length: the momentum does so too, the "
-            "rate ends at its last value, 1e-4. Weight decay stays at 0.04, where the code raises it, and "
-            "also holds for the prototypes, whose length does not matter. The code computes the "
-            "cross-entropy as log(p^-t), here it is taken from the logits. The released settings compute "
-            "an entropy term with a weight of zero (entropy_weight). The paper drops 15 percent of the "
-            "patches with ViT-S and up to 70 percent with ViT-L. The head has its published size (2048, "
-            "2048, 256) beside ViT-S and larger encoders and keeps its proportion beside smaller ones. The "
-            "patch embedding starts from torch's draw, the code's from a normal one."
+            "schedules are cut off at four fifths of their length: the momentum is too, the rate and the "
+            "weight decay (of 0.4) end at their last values. Weight decay also holds for the prototypes, "
+            "whose length does not matter. The published numbers are the moving average's, here the student "
+            "is what is evaluated. The code computes the cross-entropy as log(p^-t), here it is taken from "
+            "the logits. The released settings compute an entropy term with a weight of zero "
+            "(entropy_weight). The paper drops 15 percent of the patches with ViT-S and up to 70 percent "
+            "with ViT-L. The head has its published size (2048, 2048, 256) beside ViT-S and larger encoders "
+            "and keeps its proportion beside smaller ones. The patch embedding starts from torch's draw, "
+            "the code's from a normal one."
         ),
     )
     couples_batch = True

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of progress, so that a short run keeps the published shape."""
+"""Schedules of an optimiser as functions of progress, so that a short run keeps the published shape."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def learning_rate(recipe: Recipe, batch_size: int, progress: float) -> float:
         return max(lowest, peak * 0.1 ** sum(progress >= m for m in recipe.milestones))
     done = (progress - recipe.warmup) / (1 - recipe.warmup)
     return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def weight_decay(recipe: Recipe, progress: float) -> float:
+    """The weight decay at ``progress`` in [0, 1]: DINO's half cosine (arXiv:2104.14294) where it changes."""
+    if recipe.weight_decay_end is None:
+        return recipe.weight_decay
+    rise = 0.5 * (1 - math.cos(math.pi * progress))
+    return recipe.weight_decay + rise * (recipe.weight_decay_end - recipe.weight_decay)

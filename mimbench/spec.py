@@ -89,6 +89,7 @@ class Recipe(Spec):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None  # reached along half a cosine from more than 0; None: it stays
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the run; published warm-up / published epochs
     warmup_start_lr: float = 0.0
     schedule: Literal["cosine", "multistep"] = "cosine"

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from mimbench.method import Crop, Method, Step
 from mimbench.precision import precision_of
-from mimbench.schedule import learning_rate
+from mimbench.schedule import learning_rate, weight_decay
 from mimbench.spec import Recipe
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class TrainStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.batch_size, progress)
+            if group["weight_decay"]:  # norms, biases and tokens stay without
+                group["weight_decay"] = weight_decay(self.recipe, progress)
         terms: dict[str, Tensor] = {}
         steps = []
         for number, batch in enumerate(micro_batches, 1):

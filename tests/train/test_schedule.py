@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mimbench.recipes import SHARED_RECIPE, recipe_for
-from mimbench.schedule import learning_rate
+from mimbench.schedule import learning_rate, weight_decay
 from mimbench.spec import Card, Recipe
 
 
@@ -32,6 +32,13 @@ def test_cosine_equals_torchs_schedulers_step_by_step() -> None:
             warnings.simplefilter("ignore")
             optimizer.step()
             reference.step()
+
+
+def test_weight_decay_grows_along_half_a_cosine() -> None:
+    r = recipe(weight_decay=0.04, weight_decay_end=0.4)
+    assert [weight_decay(r, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.04, 0.22, 0.4])
+    assert weight_decay(r, 0.25) == pytest.approx(0.04 + 0.36 * (1 - 0.5**0.5) / 2)
+    assert {weight_decay(recipe(weight_decay=0.3), p) for p in (0.0, 0.7)} == {0.3}
 
 
 def test_multistep_falls_tenfold_at_each_milestone() -> None:

@@ -43,9 +43,11 @@ def trained(method: Tiny, data, recipe: Recipe = RECIPE, precision: str = "fp32"
     return [{name: loss.item() for name, loss in t.items()} for t in terms]
 
 
-def test_the_step_equals_a_loop_written_by_hand() -> None:
+@pytest.mark.parametrize("decay_end", [None, 5.0])
+def test_the_step_equals_a_loop_written_by_hand(decay_end: float | None) -> None:
     """clip_grad 0.05 so that clipping moves every step; a large eps, or Adam would magnify rounding."""
-    recipe = RECIPE.model_copy(update={"clip_grad": 0.05, "weight_decay": 0.3, "eps": 1e-3})
+    changes = {"clip_grad": 0.05, "weight_decay": 0.3, "weight_decay_end": decay_end, "eps": 1e-3}
+    recipe = RECIPE.model_copy(update=changes)
     ours, theirs, data = tiny(), tiny(), batches(5)
     losses = trained(ours, data, recipe)
 
@@ -61,6 +63,8 @@ def test_the_step_equals_a_loop_written_by_hand() -> None:
         progress = 0.1 + i / 10
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, 8, progress)
+        if decay_end is not None:
+            optimizer.param_groups[0]["weight_decay"] = 0.3 + 4.7 * (1 - math.cos(math.pi * progress)) / 2
         loss = theirs((batch.images / 255 - mean) / std, Step(progress, batch.keys)).total
         assert math.isclose(sum(losses[i].values()), loss.item(), rel_tol=1e-5)
         optimizer.zero_grad()
