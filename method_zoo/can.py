@@ -16,7 +16,7 @@ from method_zoo.parts.decoders import TransformerDecoder, decoder_size
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask
-from method_zoo.parts.patches import where
+from method_zoo.parts.patches import joined, where
 from method_zoo.parts.targets import pixels_at
 from mimbench import rng
 from mimbench.encoder import Backbone, Encoded
@@ -25,7 +25,16 @@ from mimbench.spec import Augmentation, Card, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
-COLOURS = {"color_jitter": 0.8, "hue": 0.2, "jitter_probability": 0.8, "grayscale": 0.2, "blur": 0.5}
+AUGMENTATION = Augmentation(  # of both views
+    crop_scale=(0.08, 1.0),
+    interpolation="bilinear",
+    flip=True,
+    color_jitter=0.8,
+    hue=0.2,
+    jitter_probability=0.8,
+    grayscale=0.2,
+    blur=0.5,
+)
 
 
 class NoisyView(NamedTuple):
@@ -68,7 +77,7 @@ class CAN(Method):
             betas=(0.9, 0.95),
             weight_decay=0.05,
             warmup=40 / 800,
-            augmentation=Augmentation(crop_scale=(0.08, 1.0), interpolation="bilinear", flip=True, **COLOURS),
+            augmentation=AUGMENTATION,
             source=(
                 "defaults of bwconrad/can, an unofficial implementation, ViT-B/16 on ImageNet-1K; batch and "
                 "warm-up are MAE's"
@@ -111,8 +120,7 @@ class CAN(Method):
         super().__init__()
         self.encoder = backbone
         self.masking = RandomMask(mask_ratio)
-        augmentation = self.card.recipe.augmentation
-        self.views = (View(augmentation=augmentation, image_size=backbone.config["image_size"]),)
+        self.views = (View(augmentation=AUGMENTATION, image_size=backbone.config["image_size"]),)
         self.noise_max, self.temperature = noise_max, temperature
         self.contrast_weight, self.reconstruction_weight = contrast_weight, reconstruction_weight
         self.denoising_weight, self.norm_pix, self.norm_noise = denoising_weight, norm_pix, norm_noise
@@ -155,7 +163,7 @@ class CAN(Method):
 
     def _errors(self, view: NoisyView, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """Mean squared error of the hidden patches' pixels and of the visible ones' noise."""
-        hidden, visible = where(view.mask), encoded.kept
+        hidden, visible = where(view.mask), where(~view.mask)
         tokens = self.tokens(encoded, hidden, view.level)
         predicted = self.decoder(tokens, last=view.mask.shape[1])
         noise, pixels = predicted.split([visible.shape[1], hidden.shape[1]], dim=1)
@@ -195,7 +203,7 @@ class NoiseAwareTokens(nn.Module):
         else:
             patches = torch.cat([self.embed(visible), masked], dim=1) + told
         places = self.positions[torch.cat([encoded.kept, hidden], dim=1)]
-        return torch.cat([self.embed(encoded.cls).unsqueeze(1), patches + places], dim=1)
+        return joined(None if encoded.cls is None else self.embed(encoded.cls), patches + places)
 
 
 def sinusoids(values: Tensor, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ from method_zoo.parts.contrast import patch_contrast
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.masking import RandomMask
-from method_zoo.parts.patches import take, where
+from method_zoo.parts.patches import joined, take, where
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
@@ -132,5 +132,5 @@ class ConMIM(Method):
 
 def _projected(head: nn.Module, encoded: Encoded) -> Tensor:
     """A head's output for the patches, [B, N, D], its statistics over class tokens too."""
-    tokens = torch.cat([encoded.cls.unsqueeze(1), encoded.patches], dim=1)
-    return head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])[:, 1:]
+    tokens = joined(encoded.cls, encoded.patches)
+    return head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])[:, -encoded.patches.shape[1] :]

@@ -24,6 +24,7 @@ from mimbench.spec import Augmentation, Card, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0)]
+CROP = Augmentation(crop="square", interpolation="bicubic", flip=True)  # of both views
 
 
 class LUT(Method):
@@ -54,7 +55,7 @@ class LUT(Method):
             betas=(0.9, 0.95),
             weight_decay=0.05,
             warmup=40 / 1600,
-            augmentation=Augmentation(crop="square", interpolation="bicubic", flip=True),
+            augmentation=CROP,
             source="naver-ai/lut docs/PRETRAIN.md and main_lut.py, ViT-B/16 on ImageNet-1K, 1600 epochs",
         ),
         readout=Readout(token="mean"),
@@ -161,8 +162,7 @@ class LUT(Method):
 def _view(image_size: int) -> View:
     colours = {"color_jitter": 0.4, "saturation": 0.2, "hue": 0.1, "jitter_probability": 0.8}
     one_of_three = {"grayscale": 1 / 3, "solarize": 1 / 3, "blur": 1 / 3}
-    crop = LUT.card.recipe.augmentation
-    return View(augmentation=crop.model_copy(update=colours | one_of_three), image_size=image_size)
+    return View(augmentation=CROP.model_copy(update=colours | one_of_three), image_size=image_size)
 
 
 def _head(width: int, hidden: int, layers: int, norm: Norm, activation: Activation) -> nn.Module:

@@ -16,8 +16,9 @@ from method_zoo.parts.collective import averaged
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import TokenBatchNorm
 from method_zoo.parts.masking import BlockMask
+from method_zoo.parts.patches import joined
 from method_zoo.parts.relative_positions import Placement, placement, relative_sincos
-from mimbench.encoder import Backbone, Encoded
+from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
@@ -95,7 +96,7 @@ class SiameseIM(Method):
     ):
         super().__init__()
         self.encoder = backbone
-        backbone.patch_embed.requires_grad_(train_patch_embed)
+        self.encoder.patch_embed.requires_grad_(train_patch_embed)
         n_patches = backbone.grid[0] * backbone.grid[1]
         self.masking = BlockMask(mask_ratio, min_block=max(1, round(min_block * n_patches)), exact=True)
         self.masking.n_hidden(backbone.grid)  # a ratio too small or large for the grid is found out now
@@ -139,8 +140,11 @@ class SiameseIM(Method):
         other: the second view. place: where it lies in the first.
         """
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
-        tokens = run(self.projector, self.embed(_sequence(encoded)))
-        positions = F.pad(self.positions[encoded.kept], (0, 0, 1, 0))  # the class token's is zero
+        tokens = run(self.projector, self.embed(joined(encoded.cls, encoded.patches)))
+        positions = self.positions[encoded.kept]
+        positions = F.pad(
+            positions, (0, 0, tokens.shape[1] - positions.shape[1], 0)
+        )  # a class token's is zero
         there = relative_sincos(place, self.encoder.grid, tokens.shape[-1])
         wanted = self.mask_token + self.embed_place(there)
         tokens = run(self.predictor, torch.cat([tokens + positions, wanted], dim=1))
@@ -151,8 +155,9 @@ class SiameseIM(Method):
     def targets(self, images: Tensor) -> Tensor:
         """The teacher's normalised projections of all patches of whole images, [B, N, D]."""
         encoded = self.teacher["encoder"].encode(images)
-        projected = run(self.teacher["projector"], self.teacher["embed"](_sequence(encoded)))
-        return F.layer_norm(projected[:, 1:].to(images.dtype), projected.shape[-1:])
+        tokens = self.teacher["embed"](joined(encoded.cls, encoded.patches))
+        projected = run(self.teacher["projector"], tokens)[:, -encoded.patches.shape[1] :]
+        return F.layer_norm(projected.to(images.dtype), projected.shape[-1:])
 
     def _unigrad(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Distance to the target, plus the prediction's variance in the directions that targets share."""
@@ -173,10 +178,6 @@ def run(blocks: nn.Module, tokens: Tensor) -> Tensor:
     for block in blocks:
         tokens = block(tokens)
     return tokens
-
-
-def _sequence(encoded: Encoded) -> Tensor:
-    return torch.cat([encoded.cls.unsqueeze(1), encoded.patches], dim=1)
 
 
 def _heads(dim: int) -> int:
