@@ -87,7 +87,7 @@ class IBOT(Method):
             "https://drive.google.com/file/d/1JgdVNX0zjYy9AoUEZO0BILOlFVH-1Vfu",
         ),
         notes=(
-            "Published with 10 local crops; the default of 4 is cheaper. The published numbers are the moving "
+            "Published with 10 local crops; the default of 4 is cheaper. Published numbers are the moving "
             "average's, here the student is what is evaluated. The head has its published size (2048, 2048, "
             "256) beside ViT-S and larger encoders and keeps its proportion to ViT-S beside smaller ones. "
             "Of patches only the hidden ones get logits; the centre needs the mean of all patches' logits, "
