@@ -164,6 +164,22 @@ def methods_show(name: Annotated[str, typer.Argument(help="Key of a method.")]) 
     Console().print(method_card(name))
 
 
+@methods_app.command("table")
+def methods_table(
+    backbone: Annotated[str, typer.Option(help="Encoder whose steps are counted.")] = "vit_tiny_patch16",
+    image_size: Annotated[int, typer.Option(help="In pixels.")] = 224,
+    format: Annotated[str, typer.Option(help="markdown or csv.")] = "markdown",
+) -> None:
+    """Print the methods with the tokens and the relative cost of a step, counted on the CPU."""
+    from mimbench.errors import unknown
+    from mimbench.method_table import markdown, methods_frame
+
+    if format not in ("markdown", "csv"):
+        raise unknown("format", format, ("markdown", "csv"))
+    frame = methods_frame(backbone, image_size)
+    typer.echo(markdown(frame) if format == "markdown" else frame.to_csv(index=False), nl=False)
+
+
 @app.command()
 def protocols() -> None:
     """List the evaluation protocols with their settings."""

@@ -85,8 +85,8 @@ class Measured:
 
 
 @contextmanager
-def measuring(encoder: nn.Module) -> Iterator[Measured]:
-    """Count the FLOPs (forward and backward) and the encoder's tokens of what runs inside."""
+def counting_tokens(encoder: nn.Module) -> Iterator[Measured]:
+    """Count the tokens that enter an encoder's blocks inside; None of an encoder without blocks."""
     measured = Measured()
     first: list[nn.Module] = []  # what its first block begins with
 
@@ -102,14 +102,23 @@ def measuring(encoder: nn.Module) -> Iterator[Measured]:
     if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks):
         # On the block and its parts: a backbone may call the parts itself.
         handles = [part.register_forward_pre_hook(count) for part in blocks[0].modules()]
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     try:
-        with counter:
-            yield measured
+        yield measured
     finally:
-        measured.flops = float(counter.get_total_flops())
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def measuring(encoder: nn.Module) -> Iterator[Measured]:
+    """Count the FLOPs (forward and backward) and the encoder's tokens of what runs inside."""
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with counting_tokens(encoder) as measured:
+        try:
+            with counter:
+                yield measured
+        finally:
+            measured.flops = float(counter.get_total_flops())
 
 
 def device_name(device: torch.device) -> str:
