@@ -93,7 +93,12 @@ def check_request(request) -> None:
     for text in request.methods:
         for wanted in settings.parse_methods(text):
             owners[wanted.key] = registry.find_method(wanted.key)
-            settings.parse_settings(wanted.key, owners[wanted.key], wanted.given)
+            own = {k: v for k, v in wanted.given.items() if "." not in k and not settings.is_provided(k)}
+            settings.parse_settings(wanted.key, owners[wanted.key], own)
+            for name in wanted.given.keys() - own.keys():  # "vqkd.vocabulary", "teacher", "vqkd.teacher"
+                key, _, inner = name.rpartition(".")
+                owner = registry.find_method(key or wanted.key)
+                assert inner in (owner.needs if settings.is_provided(inner) else settings.defaults(owner))
     for name, value in request.set.items():
         owner, _, setting = name.partition(".")
         settings.parse_settings(owner, owners[owner], {setting: value})
@@ -129,11 +134,20 @@ def test_python_blocks_name_things_that_exist(text):
 
 
 def test_readme_lists_every_method_protocol_and_dataset():
-    named = set(re.findall(r"`([a-z0-9]+)(?::[A-Z]+)?`", README))
+    named = set(re.findall(r"`([a-z0-9_]+)(?::[A-Z]+)?`", README))
     rows = {key for key, cls in registry.methods().items() if cls.card.role != "tokenizer"}
     assert rows <= named
     assert set(registry.protocols()) <= named
     assert set(registry.datasets()) <= named
+
+
+@pytest.mark.slow
+def test_the_table_of_methods_is_what_the_command_prints():
+    """Made anew with: mimbench methods table"""
+    from mimbench.method_table import markdown, methods_frame
+
+    (shown,) = re.findall(r"<!-- methods: .*? -->\n(.*?)<!-- end of methods -->", README, re.DOTALL)
+    assert shown == markdown(methods_frame())
 
 
 def test_readme_says_how_long_the_default_trains():
