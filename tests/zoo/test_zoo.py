@@ -162,6 +162,25 @@ def test_a_method_goes_on_from_its_saved_state(key: str, tmp_path) -> None:
         assert torch.equal(method.train()(images, step).total, other.train()(images, step).total)
 
 
+@pytest.mark.parametrize("key", TRAINED)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(key: str) -> None:
+    """All that outlives a step is in the state: averages, memories, stages, centres. Bit for bit."""
+    method = build(key)
+    optimizer = optimiser(method)
+    images, step = batch(method)
+    for progress in (0.1, 0.4):
+        train(method, optimizer, images, replace(step, progress=progress))
+    other = build(key, seed=7)
+    other.load_state_dict(deepcopy(method.state_dict()))
+    resumed = optimiser(other)
+    resumed.load_state_dict(deepcopy(optimizer.state_dict()))
+    for progress in (0.5, 0.7, 0.9):
+        later = replace(step, progress=progress)
+        undisturbed = train(method, optimizer, images, later)
+        assert same(dict(train(other, resumed, images, later)), dict(undisturbed))
+    assert same(dict(other.state_dict()), dict(method.state_dict()))
+
+
 # Learning ---------------------------------------------------------------------------------------------
 
 
