@@ -56,7 +56,7 @@ class AMT(Method):
         ),
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
-        parity="no official code",
+        parity="not compared",
         notes=(
             "There is official code but no record of what it computes; the loss and the draw are written "
             "after it. The code keeps a map of attention for each image of the dataset, computed on the "

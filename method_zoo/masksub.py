@@ -64,7 +64,7 @@ class MaskSub(Method):
         ),
         readout=Readout(token="cls"),
         backbone={"positions": "learned", "layer_scale": 1e-4, "init": "mae"},
-        parity="no official code",
+        parity="not compared",
         notes=(
             "A way to train with labels, not a pre-training of its own. Official code exists but no record "
             "of it was at hand: the losses are tested against their definition. As in the code each branch "

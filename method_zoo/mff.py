@@ -53,7 +53,7 @@ class MFF(Method):
         ),
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
-        parity="no official code",
+        parity="not compared",
         weights=(
             "https://download.openmmlab.com/mmpretrain/v1.0/mff/mff_vit-base-p16_8xb512-amp-coslr-800e_in1k/"
             "mff_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230801-3af7cd9d.pth",

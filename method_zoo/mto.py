@@ -63,7 +63,7 @@ class MTO(Method):
             "mask_token": True,
             "init": "beit",
         },
-        parity="no official code",
+        parity="own formulas",
         notes=(
             "The paper adds its terms to any method with mask tokens; here to SimMIM. Neither its code nor "
             "its formulas were at hand, only its two aims in words (semantically empty mask tokens are "
@@ -71,8 +71,8 @@ class MTO(Method):
             "terms are written from these and are not the authors' expressions: the share of attention "
             "that visible tokens, the class token among them, give to mask tokens, and the mean squared "
             "cosine between mask tokens and visible patches, at the input of each block of the first half "
-            "with weights that fall linearly to zero. The terms' weights, 0.1 each, are ours. A table must "
-            "not take this row for the published method."
+            "with weights that fall linearly to zero. The terms' weights, 0.1 each, are ours. Tables mark "
+            "the row, so that nobody takes it for the published method."
         ),
     )
 

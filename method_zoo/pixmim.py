@@ -51,7 +51,7 @@ class PixMIM(Method):
         ),
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
-        parity="no official code",
+        parity="not compared",
         weights=(
             "https://download.openmmlab.com/mmselfsup/1.x/pixmim/"
             "pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k/"

@@ -53,7 +53,7 @@ class RCMAE(Method):
         ),
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
-        parity="no official code",
+        parity="not compared",
         weights=("https://dl.dropbox.com/s/9ubjhgnutjtoexf/rc_mae_vit_base_pt_1600ep.pth",),
         notes=(
             "There is official code but no record of what it computes; both terms are written after it. "

@@ -60,6 +60,7 @@ class _Content(BaseModel):
     sources: str = ""  # the same for people
     recipe: dict[str, Any] | None = None
     external: External = "none"
+    parity: str = ""
     seed: int = 0
     setting: Setting
     protocol: str = ""
@@ -104,6 +105,7 @@ def _row(record: Record) -> dict[str, Any]:
         "role": content.role,
         "external": content.external,
         "sources": content.sources,
+        "parity": content.parity,
         "settings": canonical(content.settings),
         "seed": content.seed,
         "setting": canonical(content.setting.content()),
@@ -180,6 +182,7 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
                         "older_version": row.older,
                         "external": row.external,
                         "learns_from": row.sources,
+                        "parity": row.parity,
                         "settings": row.settings,
                         "protocol": column.protocol,
                         "protocol_version": column.version,

@@ -13,6 +13,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 External = Literal["none", "tokenizer", "teacher", "labels"]
+# How much a method's loss is known to be the published one: tested against the official code; official code
+# exists but no figures of it; nothing but the paper; not even the paper's formulas; nothing to equal.
+Parity = Literal["verified", "not compared", "no official code", "own formulas", "baseline"]
 Role = Literal["method", "floor", "ceiling", "tokenizer"]
 
 
@@ -149,7 +152,7 @@ class Card(Spec):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     backbone: dict[str, Any] = {}  # architecture options the method asks of the backbone
-    parity: Literal["verified", "no official code", "baseline"]
+    parity: Parity
     weights: tuple[str, ...] = ()  # official weights
     notes: str = ""  # where official code and paper part, and which this follows
 

@@ -82,6 +82,7 @@ class Variant:
             "method_version": card.version,
             "role": card.role,
             "external": self.external,
+            "parity": card.parity,
         }
         if self.provided:
             content["sources"] = self.sources

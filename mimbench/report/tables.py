@@ -64,6 +64,7 @@ class Row:
     older: bool  # another row holds a newer version of this variant
     role: str
     external: str
+    parity: str  # how much its loss is known to be the published one, see spec.Parity
     sources: str  # of it: "teacher ibot"; "" where it learns from images, or labels, alone
     settings: str  # canonical JSON
     cells: tuple[Cell, ...]  # one a column
@@ -205,6 +206,7 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
         older=older,
         role=like.role,
         external=like.external,
+        parity=like.parity,
         sources=like.sources,
         settings=like.settings,
         cells=tuple(

@@ -171,7 +171,9 @@ def test_every_augmentation_setting_moves_something(change):
 
 
 def test_turning_the_hue_is_torchvisions():
-    adjust_hue = pytest.importorskip("torchvision.transforms.functional").adjust_hue
+    import mimbench.torchvision_compat  # noqa: F401  isort: skip
+    from torchvision.transforms.functional import adjust_hue
+
     image = Image.fromarray(smooth(8, 20, 20))
     for turn in (-100, -3, 0, 1, 90):
         assert np.array_equal(np.array(_turn_hue(image, turn)), np.array(adjust_hue(image, turn / 255)))

@@ -37,6 +37,7 @@ LOWER_FLOOR = {
     "recipes",
     "registry",  # a weights file names its method and encoder, which are looked up by that name
     "rng",
+    "seeding",
     "selection",
     "spec",
     "torchvision_compat",

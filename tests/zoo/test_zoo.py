@@ -79,6 +79,7 @@ def test_a_card_without_its_facts_cannot_join(key: str) -> None:
     if card.role == "method":
         assert card.authors
         assert card.code or card.parity == "no official code"
+        assert card.parity != "baseline"
 
 
 @pytest.mark.parametrize("key", ALL)
