@@ -207,8 +207,32 @@ def test_a_short_training_uses_the_codebook_and_paints_digits(patch_size: int) -
     assert losses["reconstruction"] < 0.25 * target.var()
 
 
-def test_tokens_do_not_depend_on_the_training_precision() -> None:
-    method = build("vqvae")
+@pytest.mark.slow
+def test_a_short_distillation_uses_the_codebook_and_tells_features() -> None:
+    """150 steps of 32 digits; against the best that can be told without a look at the image."""
+    method = build("vqkd", vocabulary=256)
+    optimizer = optimiser(method, lr=1e-3)
+    images, _ = digits(0, 1280)
+    for i in range(150):
+        which = torch.from_numpy(rng.permutation(0, i, 1280)[:32])
+        step = Step(i / 150, torch.from_numpy(rng.sample_keys(0, i, which.numpy())))
+        train(method, optimizer, normalised(method, images[which]), step)
+
+    unseen, _ = digits(1280, 400)
+    counts = torch.bincount(method.ids(unseen, (4, 4)).flatten(), minlength=256)
+    assert (counts > 0).float().mean() > 0.6
+    assert torch.special.entr(counts / counts.sum()).sum().exp() > 0.3 * 256
+
+    with torch.no_grad():
+        losses = method.eval()(normalised(method, unseen), Step(1.0, torch.arange(len(unseen))))
+        target = F.normalize(method.teacher().encode(unseen).patches, dim=-1)
+    same_for_all = F.normalize(target.mean((0, 1)), dim=0)
+    assert losses["features"] < 0.5 * (1 - (target * same_for_all).sum(-1)).mean()
+
+
+@pytest.mark.parametrize("key", ["vqvae", "vqkd"])
+def test_tokens_do_not_depend_on_the_training_precision(key: str) -> None:
+    method = build(key)
     optimizer, (images, step) = optimiser(method), batch(method, n=32)
     for _ in range(3):
         train(method, optimizer, images, step)
