@@ -37,15 +37,14 @@ class NJEPA(IJEPA):
         recipe=IJEPA.card.recipe,
         readout=IJEPA.card.readout,
         backbone=IJEPA.card.backbone,
-        parity="no official code",
+        parity="own formulas",
         notes=(
             "There is no official code, and of the paper only the abstract was at hand: diffusion noise of "
             "several levels on the position embeddings of the masked tokens, as an augmentation of I-JEPA. "
             "How it is drawn and weighted is this implementation's choice: the level of each target block "
             "of each image is log-normal with the constants of EDM (arXiv:2206.00364, table 1), each "
             "token's noise its own, and the loss under noise is added to I-JEPA's with equal weight "
-            "(noise_weight). Numbers of this row are of that method, not the paper's. Recipe, blocks and "
-            "predictor are I-JEPA's; see there."
+            "(noise_weight). Tables mark the row. Recipe, blocks and predictor are I-JEPA's; see there."
         ),
     )
 

@@ -189,21 +189,19 @@ class ViT(nn.Module):
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
 
-    def _init_beit(self) -> None:
+    def _init_beit(self, cut: float = 1.0) -> None:
         """As microsoft/unilm's beit initialises, truncated at one standard deviation as there."""
-        truncated_normal_(self)
+        truncated_normal_(self, cut=cut)
         for parameter in (self.cls_token, self.mask_token, self.pos_embed):
             if isinstance(parameter, nn.Parameter):
-                nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.02 * cut, b=0.02 * cut)
         shrink_outputs_(self.blocks)
         for bias in self.rel_pos:
             nn.init.zeros_(bias.relative_position_bias_table)
 
     def _init_ijepa(self) -> None:
         """As facebookresearch/ijepa initialises: BEiT's way without its cut at one standard deviation."""
-        self._init_beit()
-        truncated_normal_(self, cut=100)
-        shrink_outputs_(self.blocks)
+        self._init_beit(cut=100)
 
     def _init_dino(self) -> None:
         """As facebookresearch/dino initialises; the patch embedding keeps torch's draw, mask tokens are 0."""
