@@ -25,7 +25,7 @@ Momentum = Annotated[float, Field(ge=0, le=1)]
 
 
 class CMAE(Method):
-    """Contrastive masked autoencoder (Huang et al., 2024, arXiv:2207.13532).
+    """Contrastive masked autoencoder (Huang et al., 2023, arXiv:2207.13532).
 
     A masked autoencoder with a second, shallow decoder for features. Their mean, projected and mapped by a
     predictor, is to be told from the batch's by a moving average of the encoder and the projector, which
@@ -37,7 +37,7 @@ class CMAE(Method):
         name="CMAE",
         paper="Contrastive Masked Autoencoders are Stronger Vision Learners",
         authors="Huang, Jin, Lu, Hou, Cheng, Fu, Shen, Feng",
-        year=2024,
+        year=2023,
         arxiv="2207.13532",
         code="https://github.com/ZhichengHuang/CMAE",
         scheme="both",
@@ -62,6 +62,10 @@ class CMAE(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos_y_first", "init": "mae"},
         parity="verified",
+        weights=(
+            "https://cmae.s3.us-west-1.amazonaws.com/weight/cmae_vit-base-p16_32xb128-coslr-300e_in1k.pth",
+            "https://cmae.s3.us-west-1.amazonaws.com/weight/cmae_vit-base-p16_32xb128-coslr-1600e_in1k.pth",
+        ),
         notes=(
             "The code hides cells of 2 x 2 patches at 65 percent; the paper single patches at 75 percent "
             "(mask_ratio=0.75, mask_unit=1). The code takes the first 224 pixels of a 256-pixel crop and for "

@@ -39,7 +39,7 @@ class LUT(Method):
         key="lut",
         name="LUT",
         paper="Learning with Unmasked Tokens Drives Stronger Vision Learners",
-        authors="Kim, Chun, Kim, Yun, Han",
+        authors="Kim, Chun, Heo, Han",
         year=2024,
         arxiv="2310.13593",
         code="https://github.com/naver-ai/lut",
