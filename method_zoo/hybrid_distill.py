@@ -13,7 +13,7 @@ from method_zoo.backbones.vit import query_key_value, xavier_
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import check_leaves_both, hide_redundant
 from method_zoo.parts.patches import joined, take
-from method_zoo.parts.relations import Relations, divergence, relations
+from method_zoo.parts.relations import Relations, check_heads, divergence, relations
 from method_zoo.parts.targets import normalised_features
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
@@ -88,6 +88,7 @@ class HybridDistill(Method):
     ):
         super().__init__()
         self.encoder = backbone
+        check_heads(backbone.embed_dim, mim_teacher.num_heads)
         self.teacher, self.mim_teacher = cast(nn.Module, teacher), cast(nn.Module, mim_teacher)
         self.denormalise = Denormalise(self.card)
         self.relation_weight, self.feature_norm, self.smooth = relation_weight, feature_norm, smooth

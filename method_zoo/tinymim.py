@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from method_zoo.backbones.vit import query_key_value
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.patches import joined
-from method_zoo.parts.relations import Relations, divergence, relations
+from method_zoo.parts.relations import Relations, check_heads, divergence, relations
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
@@ -77,6 +77,7 @@ class TinyMIM(Method):
     ):
         super().__init__()
         self.encoder = backbone
+        check_heads(backbone.embed_dim, teacher.num_heads)
         self.teacher = cast(nn.Module, teacher)
         # Of the teacher's blocks, counted from the end.
         self.teacher_layer = max(1, round(teacher_layer * teacher.depth)) - teacher.depth - 1

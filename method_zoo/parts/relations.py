@@ -17,6 +17,15 @@ class Relations(NamedTuple):
     value_value: Tensor
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raises UserError where a network of ``width`` cannot be compared in ``heads`` relation heads."""
+    if width % heads:
+        raise UserError(
+            f"a width of {width} does not divide into {heads} relation heads, which are the teacher's "
+            "attention heads; take a backbone or a teacher of another size"
+        )
+
+
 def relations(query_key_value: tuple[Tensor, Tensor, Tensor], heads: int) -> Relations:
     """Softmax of scaled products of queries and keys, and of values with themselves, in ``heads`` heads.
 
@@ -27,12 +36,7 @@ def relations(query_key_value: tuple[Tensor, Tensor, Tensor], heads: int) -> Rel
     Raises UserError where the width does not divide into ``heads``.
     """
     query = query_key_value[0]
-    width = query.shape[1] * query.shape[3]
-    if width % heads:
-        raise UserError(
-            f"a width of {width} does not divide into {heads} relation heads, which are the teacher's "
-            "attention heads; take a backbone or a teacher of another size"
-        )
+    check_heads(query.shape[1] * query.shape[3], heads)
 
     def recut(x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2).unflatten(2, (heads, -1)).transpose(1, 2)

@@ -53,6 +53,10 @@ def test_relations_of_two_widths_compare() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(UserError, match="does not divide into 5 relation heads"):
         relations(qkv(3), heads=5)
+    method = build("tinymim")
+    method.teacher.backbone.num_heads = 5
+    with pytest.raises(UserError, match="a width of 32 does not divide into 5"):
+        type(method)(method.encoder, teacher=method.teacher)
 
 
 def test_redundant_patches_are_hidden_stage_by_stage() -> None:
