@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from method_zoo.backbones import build
 from method_zoo.parts.prototypes import Centre, ProjectionHead, Prototypes, cross_entropy, sinkhorn, warmed_up
+from method_zoo.parts.views import crop_size, view_keys
+from mimbench import rng
 
 
 @pytest.mark.parametrize("gain", [False, True])
@@ -83,3 +86,17 @@ def test_a_prototype_far_from_everything_does_not_divide_by_zero() -> None:
     scores = torch.rand(6, 4)
     scores[:, 2] = 0
     assert sinkhorn(scores, iterations=3).isfinite().all()
+
+
+@pytest.mark.parametrize(("size", "patch", "expected"), [(224, 16, 96), (128, 16, 48), (16, 4, 8), (8, 4, 4)])
+def test_local_crops_are_whole_patches_of_the_published_share(size: int, patch: int, expected: int) -> None:
+    backbone = build(f"vit_micro_patch{patch}", size)
+    assert crop_size(backbone, 96 / 224) == expected
+    assert crop_size(backbone, 1.0) == size
+
+
+def test_each_view_of_each_image_draws_on_its_own() -> None:
+    keys = torch.arange(5)
+    both = view_keys(keys, (0, 3))
+    assert len(set(both.tolist())) == 10
+    assert torch.equal(both[5:], rng.branch(keys, "view 3"))
