@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from method_zoo.ibot import IBOT, RECIPE, Share, Temperature
+from method_zoo.parts.ema import HandOn
 from method_zoo.parts.masking import random_scores
 from method_zoo.parts.varying_masks import VaryingMask, most_attended, reveal_hints
 from mimbench import rng
@@ -61,6 +62,7 @@ class AttMask(IBOT):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         mode: Literal["high", "hint", "low"] = "hint",
         show_max: Share = 0.1,
         mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3,
@@ -76,6 +78,7 @@ class AttMask(IBOT):
     ):
         super().__init__(
             backbone,
+            hand_on=hand_on,
             mask_ratio=mask_ratio,
             mask_spread=mask_spread,
             unmasked=unmasked,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from method_zoo.backbones.rope_vit import RopeViT, RotaryBlock, Seen, residual_scales
 from method_zoo.backbones.vit import xavier_
 from method_zoo.parts.collective import largest
-from method_zoo.parts.ema import MovingAverage
+from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage
 from method_zoo.parts.inverse_block import InverseBlockMask
 from method_zoo.parts.masking import mask_from_scores, random_scores
 from method_zoo.parts.patches import take, where
@@ -51,7 +51,7 @@ class Predictor(nn.Module):
         return encoder.final_norm(x)
 
 
-class CAPI(Method):
+class CAPI(HandsOnAverage, Method):
     """Cluster and predict (Darcet et al., 2025, arXiv:2502.08769).
 
     A moving average of the encoder sees the whole image; its patch tokens are assigned to clusters, evenly
@@ -109,7 +109,7 @@ class CAPI(Method):
             "code leaves out a fixed number of the batch. The code computes losses in float32. The "
             "predictor has half the encoder's depth, as published. At least one patch is predicted on "
             "grids where 5 percent of the hidden ones are less. The authors read out patches of the moving "
-            "average by attentive pooling; here the student is what is evaluated."
+            "average by attentive pooling; it is handed on here too."
         ),
     )
     couples_batch = True
@@ -119,6 +119,7 @@ class CAPI(Method):
         self,
         backbone: RopeViT,
         *,
+        hand_on: HandOn = "average",
         mask_ratio: Ratio = 0.65,
         roll: bool = True,
         predicted_share: Annotated[float, Field(gt=0, le=1)] = 0.05,
@@ -134,7 +135,7 @@ class CAPI(Method):
         super().__init__()
         if not isinstance(backbone, RopeViT):
             raise UserError("capi trains an encoder with rotary positions; leave its backbone options alone")
-        self.encoder = backbone
+        self.encoder, self.hand_on = backbone, hand_on
         self.masking = InverseBlockMask(mask_ratio, roll)
         self.n_predicted = max(1, int(self.masking.n_hidden(backbone.grid) * predicted_share))
         self.predictor = Predictor(backbone, predictor_depth or max(1, round(backbone.depth / 2)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from method_zoo.backbones.vit import truncated_normal_
 from method_zoo.parts.contrast import patch_contrast
-from method_zoo.parts.ema import MovingAverage, cosine
+from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, cosine
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import joined, take, where
@@ -21,7 +21,7 @@ from mimbench.spec import Augmentation, Card, Readout, Recipe, View
 Count = Annotated[int, Field(ge=1)]
 
 
-class ConMIM(Method):
+class ConMIM(HandsOnAverage, Method):
     """Masked image modeling with denoising contrast (Yi et al., 2023, arXiv:2205.09616).
 
     A hidden patch's feature is to be told from those of the image's other patches by what a moving
@@ -69,8 +69,8 @@ class ConMIM(Method):
             "The published command is of ViT-L, whose layer scale is 1e-5; 0.1 is the code's for smaller "
             "ones. The head's batch norms are over all tokens of a batch, class token included, the "
             "average's by the statistics of its own batch, as in the code, which leaves it in training mode; "
-            "over all processes here, over each GPU's share there. The authors fine-tune the average, here "
-            "as everywhere the encoder that was trained is evaluated. The head is 16/3 widths wide and gives "
+            "over all processes here, over each GPU's share there. The authors fine-tune the average, which "
+            "is handed on here too. The head is 16/3 widths wide and gives "
             "a third of a width, 4096 and 256 at ViT-B. Its figure was made for this project by running the "
             "official classes and loop body. What all patches of an image share helps nothing to tell them "
             "apart, so that in short runs on small images features are of places more than of images."
@@ -82,6 +82,7 @@ class ConMIM(Method):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75,
         mask_unit: Count = 2,
         temperature: Annotated[float, Field(gt=0)] = 0.1,
@@ -90,7 +91,7 @@ class ConMIM(Method):
         head_dim: Count | None = None,
     ):
         super().__init__()
-        self.encoder = backbone
+        self.encoder, self.hand_on = backbone, hand_on
         self.masking = RandomMask(mask_ratio, unit=mask_unit)
         self.masking.hidden_cells(backbone.grid)  # cells that do not tile the grid are found out now
         stronger = Augmentation(

@@ -31,6 +31,7 @@ class HPM(Method):
 
     card = Card(
         key="hpm",
+        version=2,
         name="HPM",
         paper="Hard Patches Mining for Masked Image Modeling",
         authors="Wang, Song, Fan, Wang, Xie, Zhang",

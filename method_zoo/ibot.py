@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.parts.ema import MovingAverage, cosine
+from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, cosine
 from method_zoo.parts.prototypes import Centre, ProjectionHead, Prototypes, cross_entropy, warmed_up
 from method_zoo.parts.varying_masks import VaryingMask
 from method_zoo.parts.views import crop_size, view_keys
@@ -57,7 +57,7 @@ class Head(nn.Module):
         return (self.patches or self.classes)(projected, learn)
 
 
-class IBOT(Method):
+class IBOT(HandsOnAverage, Method):
     """iBOT (Zhou et al., 2022, arXiv:2111.07832).
 
     A student that sees crops with hidden patches predicts what a moving average of itself makes of the
@@ -87,8 +87,8 @@ class IBOT(Method):
             "https://drive.google.com/file/d/1JgdVNX0zjYy9AoUEZO0BILOlFVH-1Vfu",
         ),
         notes=(
-            "Published with 10 local crops; the default of 4 is cheaper. Published numbers are the moving "
-            "average's, here the student is what is evaluated. The head has its published size (2048, 2048, "
+            "Published with 10 local crops; the default of 4 is cheaper. Handed on is the moving "
+            "average, whose numbers the authors publish. The head has its published size (2048, 2048, "
             "256) beside ViT-S and larger encoders and keeps its proportion to ViT-S beside smaller ones. "
             "Of patches only the hidden ones get logits; the centre needs the mean of all patches' logits, "
             "which is the logits of their mean. As in the code, an image without a hidden patch counts as "
@@ -105,6 +105,7 @@ class IBOT(Method):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3,
         mask_spread: Share = 0.2,
         unmasked: Annotated[float, Field(ge=0, lt=1)] = 0.5,
@@ -127,7 +128,7 @@ class IBOT(Method):
         patch_weight: Annotated[float, Field(ge=0)] = 1.0,
     ):
         super().__init__()
-        self.encoder = backbone
+        self.encoder, self.hand_on = backbone, hand_on
         self.masking = VaryingMask(mask_ratio, mask_spread, unmasked, block_masks)
         size = backbone.grid[0] * backbone.patch_size
         second = COLOURS.model_copy(update={"crop_scale": (0.25, 1.0), "blur": 0.1, "solarize": 0.2})

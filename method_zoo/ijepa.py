@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from method_zoo.backbones.vit import shrink_outputs_, truncated_normal_
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
-from method_zoo.parts.ema import MovingAverage, linear
+from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, linear
 from method_zoo.parts.multiblock import MultiBlockMask
 from method_zoo.parts.patches import take
 from mimbench.encoder import Backbone, Encoded
@@ -23,7 +23,7 @@ Size = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
 
-class IJEPA(Method):
+class IJEPA(HandsOnAverage, Method):
     """I-JEPA (Assran et al., 2023, arXiv:2301.08243).
 
     The encoder sees one large block of patches; from it a narrow predictor, told by position which of four
@@ -73,7 +73,7 @@ class IJEPA(Method):
             "but not by cutting to the smallest of the batch at hand: see MultiBlockMask. min_context, 10 "
             "patches in the code, is a share here. The predictor of 384 x 12 was published with ViT-L and "
             "H and 384 x 6 with ViT-B; here half of the encoder's width, at most 384, and half of its "
-            "depth. The paper evaluates the moving average, here the encoder that learns is."
+            "depth. Handed on is the moving average, which the paper evaluates."
         ),
     )
 
@@ -81,6 +81,7 @@ class IJEPA(Method):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         target_blocks: Size = 4,
         target_scale: Share = 0.15,
         target_spread: Annotated[float, Field(ge=0, lt=1)] = 0.05,
@@ -96,7 +97,7 @@ class IJEPA(Method):
         momentum_end: Momentum = 1.0,
     ):
         super().__init__()
-        self.encoder = backbone
+        self.encoder, self.hand_on = backbone, hand_on
         self.masking = MultiBlockMask(
             targets=target_blocks,
             contexts=context_blocks,

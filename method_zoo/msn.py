@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from method_zoo.parts.collective import averaged
-from method_zoo.parts.ema import MovingAverage
+from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.prototypes import Prototypes, cross_entropy, sinkhorn
@@ -35,7 +35,7 @@ RANDOM = Augmentation(
 FOCAL = RANDOM.model_copy(update={"crop_scale": (0.05, 0.3)})
 
 
-class MSN(Method):
+class MSN(HandsOnAverage, Method):
     """Masked siamese networks (Assran et al., 2022, arXiv:2204.07141).
 
     A student that sees part of the patches of one crop, and small crops, is to assign the image to the
@@ -81,8 +81,8 @@ class MSN(Method):
             "draws one mask for the whole batch and all crops, here each image and crop has its own. Its "
             "schedules are cut off at four fifths of their length: the momentum is too, the rate and the "
             "weight decay (of 0.4) end at their last values. Weight decay also holds for the prototypes, "
-            "whose length does not matter. The published numbers are the moving average's, here the student "
-            "is what is evaluated. The code computes the cross-entropy as log(p^-t), here it is taken from "
+            "whose length does not matter. Handed on is the moving average, whose numbers the authors "
+            "publish. The code computes the cross-entropy as log(p^-t), here it is taken from "
             "the logits. The released settings compute an entropy term with a weight of zero "
             "(entropy_weight). The paper drops 15 percent of the patches with ViT-S and up to 70 percent "
             "with ViT-L. The head has its published size (2048, 2048, 256) beside ViT-S and larger encoders "
@@ -96,6 +96,7 @@ class MSN(Method):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15,
         random_views: Annotated[int, Field(ge=1)] = 1,
         focal_views: Annotated[int, Field(ge=0)] = 4,
@@ -111,7 +112,7 @@ class MSN(Method):
         momentum: Share = 0.996,
     ):
         super().__init__()
-        self.encoder = backbone
+        self.encoder, self.hand_on = backbone, hand_on
         self.masking = RandomMask(mask_ratio)
         self.masking.hidden_cells(backbone.grid)  # a ratio too small for the grid is found out now
         self.random_views = random_views

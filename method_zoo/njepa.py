@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from method_zoo.ijepa import IJEPA, Momentum, Share, Size
+from method_zoo.parts.ema import HandOn
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Step
@@ -52,6 +53,7 @@ class NJEPA(IJEPA):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         noise_mean: float = -1.2,
         noise_std: Annotated[float, Field(ge=0)] = 1.2,
         noise_weight: Annotated[float, Field(gt=0)] = 1.0,
@@ -71,6 +73,7 @@ class NJEPA(IJEPA):
     ):
         super().__init__(
             backbone,
+            hand_on=hand_on,
             target_blocks=target_blocks,
             target_scale=target_scale,
             target_spread=target_spread,

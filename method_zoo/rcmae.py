@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
-from method_zoo.parts.ema import MovingAverage, cosine
+from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, cosine
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
@@ -21,7 +21,7 @@ from mimbench.spec import Augmentation, Card, Readout, Recipe
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
 
-class RCMAE(Method):
+class RCMAE(HandsOnAverage, Method):
     """Reconstruction-consistent masked autoencoder (Lee et al., 2023, arXiv:2210.02077).
 
     A masked autoencoder whose moving average, encoder and decoder, reconstructs the same image under the
@@ -61,7 +61,7 @@ class RCMAE(Method):
             "is built for all steps of the run but read at the number of the step within its epoch, so "
             "that the momentum stays close to 0.996 (momentum_end=0.996); here it grows to 1 along a "
             "cosine over the run, as the code's comments and the paper say. The published fine-tuning "
-            "starts from the moving average; evaluated here is the student. The decoder has the size MAE's "
+            "starts from the moving average, which is handed on here too. The decoder has the size MAE's "
             "has, in the published proportion to ViT-B."
         ),
     )
@@ -70,6 +70,7 @@ class RCMAE(Method):
         self,
         backbone: Backbone,
         *,
+        hand_on: HandOn = "average",
         mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75,
         norm_pix: bool = True,
         consistency_weight: Annotated[float, Field(ge=0)] = 1.0,
@@ -80,7 +81,7 @@ class RCMAE(Method):
         decoder_heads: Annotated[int, Field(ge=1)] | None = None,
     ):
         super().__init__()
-        self.encoder = backbone
+        self.encoder, self.hand_on = backbone, hand_on
         self.masking = RandomMask(mask_ratio)
         self.norm_pix, self.consistency_weight = norm_pix, consistency_weight
         self.momentum_start, self.momentum_end = momentum_start, momentum_end

@@ -82,6 +82,11 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """Called after each optimiser step; moving averages live here."""
 
+    @property
+    def product(self) -> nn.Module:
+        """The encoder that is handed on and evaluated: the one that learns, unless a method overrides it."""
+        return self.encoder
+
     def description(self) -> dict[str, Any]:
         """Facts for the record that are known once the method is built."""
         return {}

@@ -148,8 +148,8 @@ def _write_product(method: Method, folder: Path) -> dict[str, str]:
     if card.role == "tokenizer":
         files = {TOKENIZER_FILE: (method, {**about, "config": getattr(method, "config", {})})}
     else:
-        described = {**about, **checkpoint.encoder_metadata(method.encoder, card)}
-        files = {checkpoint.ENCODER_FILE: (method.encoder, described), METHOD_FILE: (method, about)}
+        described = {**about, **checkpoint.encoder_metadata(method.product, card)}
+        files = {checkpoint.ENCODER_FILE: (method.product, described), METHOD_FILE: (method, about)}
     product = {
         name: checkpoint.save_weights(folder / name, module, metadata)
         for name, (module, metadata) in files.items()

@@ -84,8 +84,8 @@ def load_teacher(path: Path | str, grid: tuple[int, int]) -> FrozenTeacher:
 
 def as_teacher(method: Method) -> FrozenTeacher:
     """The encoder of a method at hand as a teacher, on its own grid."""
-    _check_transformer(method.encoder, method.card.key)
-    return FrozenTeacher(method.encoder, method.card.mean, method.card.std, method.encoder.grid)
+    _check_transformer(method.product, method.card.key)
+    return FrozenTeacher(method.product, method.card.mean, method.card.std, method.encoder.grid)
 
 
 def _check_transformer(backbone: nn.Module, source: str) -> None:

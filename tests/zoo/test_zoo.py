@@ -40,7 +40,7 @@ def features(method: Method, images: Tensor) -> Tensor:
 
 def sealed(method: Method) -> Encoder:
     """What protocols see of a method; of a copy, for sealing freezes an encoder."""
-    return Encoder(deepcopy(method.encoder), method.card.mean, method.card.std)
+    return Encoder(deepcopy(method.product), method.card.mean, method.card.std)
 
 
 @cache
@@ -127,7 +127,7 @@ def test_weights_come_back_as_they_were_saved(key: str, tmp_path) -> None:
     images, _ = digits(0, 4)
     before = features(method, images)
     save_weights(
-        tmp_path / "encoder.safetensors", method.encoder, encoder_metadata(method.encoder, method.card)
+        tmp_path / "encoder.safetensors", method.product, encoder_metadata(method.product, method.card)
     )
     tokens = load_encoder(tmp_path)(images)
     assert torch.equal(before, torch.cat([t.flatten(1) for t in tokens if t is not None], dim=1))
@@ -350,7 +350,7 @@ def behaviour(method: Method) -> dict[str, Tensor]:
         images, step = batch(method, n=4, progress=progress)
         losses = train(method, optimizer, images, step)
         seen |= {f"{name} at {progress}": loss for name, loss in losses.items()}
-    return seen | dict(method.state_dict())
+    return seen | {"features": features(method, digits(0, 4)[0])} | dict(method.state_dict())
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
