@@ -101,7 +101,7 @@ class AMT(Method):
         dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
         self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
         self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
-        self.snapshot = MovingAverage(young=False, encoder=self.encoder)
+        self.snapshot = MovingAverage(encoder=self.encoder)
         self.register_buffer("snapshots", torch.tensor(0))  # how many were taken
 
     def forward(self, images: Tensor, step: Step) -> Losses:

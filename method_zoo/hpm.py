@@ -31,7 +31,6 @@ class HPM(Method):
 
     card = Card(
         key="hpm",
-        version=2,
         name="HPM",
         paper="Hard Patches Mining for Masked Image Modeling",
         authors="Wang, Song, Fan, Wang, Xie, Zhang",

@@ -98,8 +98,7 @@ class SdAE(Method):
         )
         self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
         self.decoder = TransformerDecoder(dim, depth, heads, backbone.embed_dim)
-        # Few updates in all, and a momentum made for as many.
-        self.teacher = MovingAverage(young=False, encoder=self.encoder)
+        self.teacher = MovingAverage(encoder=self.encoder)
         self.register_buffer("updated", torch.tensor(0))  # how often the teacher was averaged
 
     def forward(self, images: Tensor, step: Step) -> Losses:

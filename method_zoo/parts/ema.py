@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from method_zoo.parts.frozen import Frozen
 
@@ -18,17 +18,10 @@ class MovingAverage(Frozen):
     Starts as a copy. Held in the precision of the original's parameters, which under mixed precision is
     float32. Buffers are copied, not averaged: counters and fixed tables have no mean. For statistics of
     batch norms that have one, see ``update``.
-
-    young: let the t-th update have a momentum of (1 + t) / (10 + t) at most, so that the average looks
-    back over a tenth of the run so far while the run is shorter than the momentum asked for remembers
-    (``num_updates`` of TensorFlow's ``ExponentialMovingAverage``). Published momenta belong to some 10^5
-    steps: in a run of a few hundred, 0.9998 alone would leave a teacher at its random start.
     """
 
-    def __init__(self, *, young: bool = True, **networks: nn.Module):
+    def __init__(self, **networks: nn.Module):
         super().__init__(**{name: deepcopy(network) for name, network in networks.items()})
-        self.young = young
-        self.register_buffer("updates", torch.tensor(0))
 
     @torch.no_grad()
     def update(self, momentum: float, *, average_buffers: bool = False, **networks: nn.Module) -> None:
@@ -38,23 +31,15 @@ class MovingAverage(Frozen):
         """
         if networks.keys() != self.networks.keys():
             raise ValueError(f"the average is over {sorted(self.networks)}, got {sorted(networks)}")
-        share: Tensor | float = 1 - momentum
-        if self.young:  # a tensor, since to read the count would wait for the device
-            share = (9 / (10 + self.updates.double())).clamp(min=share)
-            self.updates += 1
         for name, student in networks.items():
             average = self.networks[name]
             for mean, value in zip(average.parameters(), student.parameters(), strict=True):
-                mean.lerp_(value, _like(share, mean))
+                mean.lerp_(value, 1 - momentum)
             for held, value in zip(average.buffers(), student.buffers(), strict=True):
                 if average_buffers and held.is_floating_point():
-                    held.lerp_(value, _like(share, held))
+                    held.lerp_(value, 1 - momentum)
                 else:
                     held.copy_(value)
-
-
-def _like(share: Tensor | float, values: Tensor) -> Tensor | float:
-    return share.to(values.dtype) if isinstance(share, Tensor) else share
 
 
 HandOn = Literal["average", "student"]

@@ -97,7 +97,7 @@ def test_a_token_norm_counts_every_token_of_every_image() -> None:
 
 def test_an_average_of_statistics_lags_behind_its_student() -> None:
     norm = nn.BatchNorm1d(3)
-    teacher = MovingAverage(young=False, norm=norm)
+    teacher = MovingAverage(norm=norm)
     norm(rows(20, 3).float() * 4)
     teacher.update(0.75, average_buffers=True, norm=norm)
     assert_close(teacher["norm"].running_var, 0.75 * torch.ones(3) + 0.25 * norm.running_var)
