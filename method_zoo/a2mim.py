@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import truncated_normal_
+from method_zoo.backbones.initial import truncated_normal_
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import unpatchify
 from method_zoo.parts.spectrum import focal_frequency

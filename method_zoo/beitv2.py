@@ -9,15 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import (
-    LayerNorm,
-    choose_attention,
-    drop_path_scales,
-    make_block,
-    run_block,
-    shrink_outputs_,
-    truncated_normal_,
-)
+from method_zoo.backbones.blocks import LayerNorm, choose_attention, drop_path_scales, make_block, run_block
+from method_zoo.backbones.initial import shrink_outputs_, truncated_normal_
 from method_zoo.parts.frozen import Frozen
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import BlockMask

@@ -9,15 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import (
-    LayerNorm,
-    choose_attention,
-    drop_path_scales,
-    make_block,
-    run_block,
-    sincos_positions,
-    xavier_,
-)
+from method_zoo.backbones.blocks import LayerNorm, choose_attention, drop_path_scales, make_block, run_block
+from method_zoo.backbones.initial import xavier_
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.cross import CrossBlock
 from method_zoo.parts.decoders import decoder_size
 from method_zoo.parts.frozen import Frozen

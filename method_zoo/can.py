@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import sincos_positions, xavier_
+from method_zoo.backbones.initial import xavier_
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.contrast import two_view_contrast
 from method_zoo.parts.decoders import TransformerDecoder, decoder_size
 from method_zoo.parts.heads import mlp_head

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.backbones.initial import xavier_
 from method_zoo.backbones.rope_vit import RopeViT, RotaryBlock, Seen, residual_scales
-from method_zoo.backbones.vit import xavier_
 from method_zoo.parts.collective import largest
 from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage
 from method_zoo.parts.inverse_block import InverseBlockMask

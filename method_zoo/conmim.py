@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import truncated_normal_
+from method_zoo.backbones.initial import truncated_normal_
 from method_zoo.parts.contrast import patch_contrast
 from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, cosine
 from method_zoo.parts.heads import mlp_head

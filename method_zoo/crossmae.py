@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.cross import CrossDecoder
 from method_zoo.parts.decoders import HiddenTokens, decoder_size
 from method_zoo.parts.losses import squared_error

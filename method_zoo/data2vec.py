@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import ViT, truncated_normal_
+from method_zoo.backbones.initial import truncated_normal_
+from method_zoo.backbones.vit import ViT
 from method_zoo.parts.ema import MovingAverage, linear
 from method_zoo.parts.masking import BlockMask
 from method_zoo.parts.targets import layer_average

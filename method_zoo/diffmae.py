@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import sincos_positions, xavier_
+from method_zoo.backbones.initial import xavier_
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.cross import CrossDecoder
 from method_zoo.parts.decoders import decoder_size
 from method_zoo.parts.diffusion import NoiseSchedule, TimeEmbedding, diffuse, signal_shares

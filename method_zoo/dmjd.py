@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import LayerNorm, xavier_
+from method_zoo.backbones.blocks import LayerNorm
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.disjoint_masks import DisjointMask
 from method_zoo.parts.hog import HOG, cell_side

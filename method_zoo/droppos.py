@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.collective import summed
 from method_zoo.parts.decoders import TransformerDecoder, decoder_size
 from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores

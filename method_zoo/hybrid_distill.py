@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import query_key_value, xavier_
+from method_zoo.backbones.blocks import query_key_value
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import check_leaves_both, hide_redundant
 from method_zoo.parts.patches import joined, take

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import shrink_outputs_, truncated_normal_
+from method_zoo.backbones.initial import shrink_outputs_, truncated_normal_
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, linear
 from method_zoo.parts.multiblock import MultiBlockMask

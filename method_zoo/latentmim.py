@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.backbones.initial import xavier_
 from method_zoo.backbones.positions import stretched_positions
-from method_zoo.backbones.vit import xavier_
 from method_zoo.parts.collective import averaged
 from method_zoo.parts.contrast import patch_contrast
 from method_zoo.parts.cross import CrossDecoder

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import LayerNorm
+from method_zoo.backbones.blocks import LayerNorm
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.hog import HOG, cell_side
 from method_zoo.parts.losses import squared_error

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import Activation, Norm, mlp_head

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.attention_masks import AttentionMask
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import RandomMask

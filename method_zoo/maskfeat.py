@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import truncated_normal_
+from method_zoo.backbones.initial import truncated_normal_
 from method_zoo.parts.hog import HOG, cell_side
 from method_zoo.parts.masking import BlockMask
 from method_zoo.parts.patches import patchify

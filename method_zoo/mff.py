@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask

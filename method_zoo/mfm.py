@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import truncated_normal_
+from method_zoo.backbones.initial import truncated_normal_
 from method_zoo.parts.collective import summed
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.patches import unpatchify

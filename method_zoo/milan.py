@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import LayerNorm, xavier_
+from method_zoo.backbones.blocks import LayerNorm
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.attention_masks import AttentionMask
 from method_zoo.parts.cross import CrossBlock
 from method_zoo.parts.decoders import MaskTokens, decoder_size

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import attention_probabilities, truncated_normal_
+from method_zoo.backbones.blocks import attention_probabilities
+from method_zoo.backbones.initial import truncated_normal_
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import joined, patchify
 from mimbench.encoder import Backbone, Encoded

@@ -11,7 +11,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import LayerNorm, choose_attention, sincos_positions, xavier_
+from method_zoo.backbones.blocks import LayerNorm, choose_attention
+from method_zoo.backbones.initial import xavier_
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.collective import averaged
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import TokenBatchNorm

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.labels import labels_of

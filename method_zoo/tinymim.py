@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import query_key_value
+from method_zoo.backbones.blocks import query_key_value
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.patches import joined
 from method_zoo.parts.relations import Relations, check_heads, divergence, relations

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from method_zoo.backbones.vit import LayerNorm
+from method_zoo.backbones.blocks import LayerNorm
 from method_zoo.parts.collective import gathered
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.losses import squared_error, uniformity

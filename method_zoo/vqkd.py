@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import truncated_normal_
+from method_zoo.backbones.initial import truncated_normal_
 from method_zoo.parts.decoders import TransformerDecoder
 from method_zoo.parts.frozen import Borrowed
 from method_zoo.parts.images import Denormalise, resize_to

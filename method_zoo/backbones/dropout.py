@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import query_key_value, run_block
+from method_zoo.backbones.blocks import query_key_value, run_block
 from mimbench import rng
 
 
@@ -40,7 +40,7 @@ def run_dropping_block(
     """A block's output on x [B, T, D] with dropout where the original transformer has it (arXiv:1706.03762):
 
     on attention probabilities, after the attention's projection and after both layers of the MLP. The
-    probabilities are computed in float32, as MAGE's code does. scales: see ``backbones.vit.run_block``.
+    probabilities are computed in float32, as MAGE's code does. scales: see ``backbones.blocks.run_block``.
     """
     if not rate:
         return run_block(block, x, scales=scales)

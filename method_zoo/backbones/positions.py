@@ -1,12 +1,29 @@
-"""Positions of patches on other grids than the one a backbone was built for."""
+"""Tables of positions, and how one is brought to another grid."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mimbench.errors import UserError
+
+
+def sincos_positions(dim: int, grid: tuple[int, int], first: Literal["x", "y"] = "x") -> Tensor:
+    """Fixed 2-D position table, float32 [H·W, dim] in raster order.
+
+    The first half of the channels encodes x, the second y, each as dim/4 sines, then dim/4 cosines, of
+    frequencies 10000^(-4k/dim): the table of MAE (arXiv:2111.06377), computed in float64 as there.
+    ``first="y"`` swaps the halves, as the code of MoCo v3 (arXiv:2104.02057) has them.
+    """
+    if dim % 4:
+        raise UserError(f"sin-cos positions take a width that is a multiple of 4, got {dim}")
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequencies for axis in ((x, y) if first == "x" else (y, x))]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
 def interpolated(

@@ -11,7 +11,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import fused_attention_pays, xavier_
+from method_zoo.backbones.blocks import fused_attention_pays
+from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.patches import patchify, take, where
 from mimbench import rng
 from mimbench.encoder import Encoded

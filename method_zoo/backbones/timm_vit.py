@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import attention_probabilities
+from method_zoo.backbones.blocks import attention_probabilities
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 

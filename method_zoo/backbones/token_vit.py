@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.backbones.blocks import LayerNorm
 from method_zoo.backbones.dropout import dropout, run_dropping_block
-from method_zoo.backbones.vit import LayerNorm, ViT
+from method_zoo.backbones.vit import ViT
 from method_zoo.parts.frozen import Frozen
 from method_zoo.parts.patches import take, where
 from method_zoo.parts.tokenizers import build_tokenizer, describe, token_ids

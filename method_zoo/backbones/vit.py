@@ -6,8 +6,7 @@ SimMIM's encoders are settings of it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -17,11 +16,18 @@ from torch.nn import functional as F
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.layers import PatchEmbed, RelPosBias
-from timm.models.vision_transformer import Block
 
-from method_zoo.backbones.positions import interpolated, stretched_positions
+from method_zoo.backbones.blocks import (
+    LayerNorm,
+    attention_probabilities,
+    choose_attention,
+    drop_path_scales,
+    make_block,
+    run_block,
+)
+from method_zoo.backbones.initial import Way, initialise
+from method_zoo.backbones.positions import interpolated, sincos_positions, stretched_positions
 from method_zoo.parts.patches import patchify, take, where
-from mimbench import rng
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 
@@ -34,42 +40,6 @@ SIZES: dict[str, dict[str, int]] = {
 }
 Edits = Mapping[int, Callable[[Tensor], Tensor]]
 NO_EDITS: Edits = MappingProxyType({})
-NORM_EPS = 1e-6  # of every layer norm, as in ViT, MAE, BEiT and SimMIM
-
-
-def sincos_positions(dim: int, grid: tuple[int, int], first: Literal["x", "y"] = "x") -> Tensor:
-    """Fixed 2-D position table, float32 [H·W, dim] in raster order.
-
-    The first half of the channels encodes x, the second y, each as dim/4 sines, then dim/4 cosines, of
-    frequencies 10000^(-4k/dim): the table of MAE (arXiv:2111.06377), computed in float64 as there.
-    ``first="y"`` swaps the halves, as the code of MoCo v3 (arXiv:2104.02057) has them.
-    """
-    if dim % 4:
-        raise UserError(f"sin-cos positions take a width that is a multiple of 4, got {dim}")
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequencies for axis in ((x, y) if first == "x" else (y, x))]
-    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
-
-
-class QueryValueBias(nn.Linear):
-    """A joint query-key-value projection whose key part has no bias, as in BEiT (arXiv:2106.08254)."""
-
-    def __init__(self, dim: int):
-        super().__init__(dim, 3 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.weight, bias)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm with this family's epsilon, which is not torch's."""
-
-    def __init__(self, dim: int, **kwargs: Any):
-        super().__init__(dim, eps=NORM_EPS, **kwargs)
 
 
 class ViT(nn.Module):
@@ -110,7 +80,7 @@ class ViT(nn.Module):
         drop_path_rule: Literal["linear", "constant"] = "linear",
         mask_token: bool = False,
         final_norm: bool = True,
-        init: Literal["mae", "mocov3", "beit", "ijepa", "dino"] = "mae",
+        init: Way = "mae",
         interpolate_offset: float = 0.1,
     ):
         super().__init__()
@@ -163,56 +133,7 @@ class ViT(nn.Module):
         self.rel_pos = nn.ModuleList(RelPosBias(self.grid, num_heads, self.prefix) for _ in range(tables))
         self.blocks = nn.ModuleList(make_block(self.config) for _ in range(depth))
         self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
-        {
-            "mae": self._init_mae,
-            "mocov3": self._init_mocov3,
-            "beit": self._init_beit,
-            "ijepa": self._init_ijepa,
-            "dino": self._init_dino,
-        }[init]()
-
-    def _init_mae(self) -> None:
-        """As facebookresearch/mae initialises: Xavier for every matrix, normal of 0.02 for tokens."""
-        xavier_(self)
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.embed_dim, -1))
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        for token in (self.cls_token, self.mask_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
-        if isinstance(self.pos_embed, nn.Parameter):
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-
-    def _init_mocov3(self) -> None:
-        """As facebookresearch/moco-v3 initialises its ViT, which BootMAE's code does too."""
-        self._init_mae()
-        xavier_(self, joint=False)
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=1e-6)
-
-    def _init_beit(self, cut: float = 1.0) -> None:
-        """As microsoft/unilm's beit initialises, truncated at one standard deviation as there."""
-        truncated_normal_(self, cut=cut)
-        for parameter in (self.cls_token, self.mask_token, self.pos_embed):
-            if isinstance(parameter, nn.Parameter):
-                nn.init.trunc_normal_(parameter, std=0.02, a=-0.02 * cut, b=0.02 * cut)
-        shrink_outputs_(self.blocks)
-        for bias in self.rel_pos:
-            nn.init.zeros_(bias.relative_position_bias_table)
-
-    def _init_ijepa(self) -> None:
-        """As facebookresearch/ijepa initialises: BEiT's way without its cut at one standard deviation."""
-        self._init_beit(cut=100)
-
-    def _init_dino(self) -> None:
-        """As facebookresearch/dino initialises; the patch embedding keeps torch's draw, mask tokens are 0."""
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
-        for parameter in (self.cls_token, self.pos_embed):
-            if isinstance(parameter, nn.Parameter):
-                nn.init.trunc_normal_(parameter, std=0.02)
+        initialise(self, init)
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         """The patch grid of images that may be smaller or larger than ``image_size``."""
@@ -373,119 +294,3 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Encoded:
         return self.encode(images)
-
-
-def fused_attention_pays(x: Tensor) -> bool:
-    """Whether fused attention is the faster choice for x.
-
-    The backward pass of torch's fused CPU attention in bfloat16 takes 3 to 10 times as long as two batched
-    products and a softmax at the 17 to 197 tokens of these models (torch 2.13); it is the one case.
-    """
-    half = x.dtype == torch.bfloat16 or (
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    )
-    return not (x.device.type == "cpu" and half and torch.is_grad_enabled())
-
-
-def make_block(config: Mapping[str, Any]) -> Block:
-    """A block as the backbone of this ``config`` has them."""
-    dim = config["embed_dim"]
-    block = Block(
-        dim,
-        config["num_heads"],
-        mlp_ratio=config["mlp_ratio"],
-        qkv_bias=config["qkv_bias"] == "full",
-        init_values=config["layer_scale"],
-        norm_layer=LayerNorm,
-    )
-    if config["qkv_bias"] == "query_value":
-        block.attn.qkv = QueryValueBias(dim)
-    return block
-
-
-def shrink_outputs_(blocks: Iterable[Block], first: int = 1) -> None:
-    """Divide the last weights of each block's branches by √(2·i), as BEiT does; i counts from ``first``."""
-    for i, block in enumerate(blocks, start=first):
-        for projection in (block.attn.proj, block.mlp.fc2):
-            projection.weight.data.div_(math.sqrt(2 * i))
-
-
-def drop_path_scales(
-    rates: Sequence[float], x: Tensor, keys: Tensor | None, purpose: str = "drop path"
-) -> Tensor | None:
-    """What the two residual branches of blocks are multiplied with under drop path (arXiv:1603.09382).
-
-    rates: of each block, [n]. x: tokens [B, T, D]. keys: int64 [B], what the draws depend on; torch's
-    generator where None. Returns [n, 2, B, 1, 1]: 0, or 1 / (1 - rate); None where all rates are 0.
-    """
-    if not any(rates):
-        return None
-    shape = (len(x), len(rates), 2)
-    if keys is None:
-        draws = torch.rand(shape, device=x.device)
-    else:
-        draws = rng.uniform(keys, 2 * len(rates), purpose).view(shape)
-    rate = torch.tensor(rates, device=x.device).view(1, -1, 1)
-    scales = (draws >= rate) / (1 - rate)
-    return scales.permute(1, 2, 0)[..., None, None].to(x.dtype)
-
-
-def run_block(block: Block, x: Tensor, bias: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
-    """A block's output on x [B, T, D]. bias: added to the attention's scores; scales: [2, B, 1, 1], on its
-    residual branches (see ``drop_path_scales``)."""
-    if scales is None:
-        return block(x, attn_mask=bias)
-    x = x + scales[0] * block.ls1(block.attn(block.norm1(x), attn_mask=bias))
-    return x + scales[1] * block.ls2(block.mlp(block.norm2(x)))
-
-
-def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:
-    """Set the ``attn`` of blocks to fused, or to separate products where those are faster by far."""
-    for block in blocks:
-        block.attn.fused_attn = fused_attention_pays(x)
-
-
-def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Tensor:
-    """A block's attention probabilities [B, heads, T, T] on its input x [B, T, D], by explicit softmax."""
-    q, k, _ = query_key_value(block, x)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(-1)
-
-
-def query_key_value(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's queries, keys and values on its input x [B, T, D], each [B, heads, T, D / heads]."""
-    if not isinstance(block, Block):
-        raise UserError(
-            "queries, keys and values are asked of a plain ViT; this encoder's are turned by their places, "
-            "so name another teacher"
-        )
-    attn = block.attn
-    q, k, v = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return attn.q_norm(q), attn.k_norm(k), v
-
-
-def xavier_(module: nn.Module, joint: bool = True) -> None:
-    """Initialise every linear layer inside as MAE's code does: Xavier uniform, biases zero.
-
-    joint: whether a joint query-key-value matrix is drawn as one matrix; False draws it as three, as MoCo
-    v3's code does.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            parts = 1 if joint or name.rpartition(".")[2] != "qkv" else 3
-            for weight in part.weight.chunk(parts):
-                nn.init.xavier_uniform_(weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-
-
-def truncated_normal_(module: nn.Module, std: float = 0.02, cut: float = 1.0) -> None:
-    """Initialise every linear and convolutional layer inside as BEiT's code does, biases zero.
-
-    cut: where the normal distribution is cut off, in standard deviations.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.trunc_normal_(part.weight, std=std, a=-cut * std, b=cut * std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

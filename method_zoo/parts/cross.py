@@ -15,13 +15,8 @@ from timm.layers import Attention, LayerScale, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import (
-    LayerNorm,
-    QueryValueBias,
-    choose_attention,
-    fused_attention_pays,
-    xavier_,
-)
+from method_zoo.backbones.blocks import LayerNorm, QueryValueBias, choose_attention, fused_attention_pays
+from method_zoo.backbones.initial import xavier_
 
 Bias = Literal["full", "query_value", "none"]
 

@@ -9,8 +9,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from method_zoo.backbones.blocks import LayerNorm, choose_attention
 from method_zoo.backbones.dropout import run_dropping_block
-from method_zoo.backbones.vit import LayerNorm, choose_attention, sincos_positions, xavier_
+from method_zoo.backbones.initial import xavier_
+from method_zoo.backbones.positions import sincos_positions
 from mimbench.encoder import Backbone, Encoded
 from mimbench.errors import UserError
 

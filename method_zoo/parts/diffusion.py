@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import xavier_
+from method_zoo.backbones.initial import xavier_
 
 NoiseSchedule = Literal["linear", "cosine"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import LayerNorm
+from method_zoo.backbones.blocks import LayerNorm
 from method_zoo.parts.collective import BatchNorm1d
 
 Norm = Literal["batch", "layer", "none"]

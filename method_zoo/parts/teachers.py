@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from method_zoo.backbones.blocks import query_key_value
 from method_zoo.backbones.timm_vit import PREFIX, TimmViT, create
-from method_zoo.backbones.vit import query_key_value
 from method_zoo.parts.images import resize_to
 from mimbench.checkpoint import encoder_of, read_weights, save_weights
 from mimbench.data.cache import cache_folder

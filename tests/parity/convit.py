@@ -14,7 +14,8 @@ import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import LayerNorm, sincos_positions
+from method_zoo.backbones.blocks import LayerNorm
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.patches import take, where
 from mimbench.encoder import Encoded
 

@@ -16,7 +16,9 @@ import mimbench.torchvision_compat  # noqa: F401  isort: skip
 from timm.models.vision_transformer import VisionTransformer
 
 from method_zoo.backbones import build
-from method_zoo.backbones.vit import ViT, drop_path_scales, sincos_positions
+from method_zoo.backbones.blocks import drop_path_scales
+from method_zoo.backbones.positions import sincos_positions
+from method_zoo.backbones.vit import ViT
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from method_zoo.backbones.vit import sincos_positions, xavier_
+from method_zoo.backbones.initial import xavier_
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.cross import CrossAttention, CrossBlock, CrossDecoder
 
 X = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from method_zoo.amt import AMT
-from method_zoo.backbones.positions import stretched_positions
-from method_zoo.backbones.vit import sincos_positions
+from method_zoo.backbones.positions import sincos_positions, stretched_positions
 from method_zoo.latentmim import CuedTokens, LatentMIM, mean_similarity
 from method_zoo.mae import MAE
 from method_zoo.njepa import NJEPA

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from method_zoo.backbones.vit import query_key_value
+from method_zoo.backbones.blocks import query_key_value
 from method_zoo.parts.masking import hide_redundant
 from method_zoo.parts.patches import joined, take
 from method_zoo.parts.relations import Relations, divergence, relations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from method_zoo.backbones.vit import sincos_positions
+from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.relative_positions import Placement, coordinates, placement, relative_sincos
 from mimbench.data.transforms import TrainTransform
 from mimbench.method import Crop

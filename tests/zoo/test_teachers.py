@@ -11,7 +11,7 @@ import timm
 from torch.testing import assert_close
 
 from method_zoo.backbones import build
-from method_zoo.backbones.vit import attention_probabilities
+from method_zoo.backbones.blocks import attention_probabilities
 from method_zoo.parts import teachers
 from method_zoo.parts.teachers import FrozenTeacher, fetch_timm, keep_timm, load_teacher
 from mimbench.checkpoint import encoder_metadata, load_encoder, save_weights

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from method_zoo.backbones.blocks import make_block
 from method_zoo.backbones.dropout import dropout, run_dropping_block
-from method_zoo.backbones.vit import make_block
 from method_zoo.parts.masking import VaryingMask
 from method_zoo.parts.tokenizers import build_tokenizer, describe
 from method_zoo.parts.tokenizers.dalle import DalleEncoder
