@@ -92,7 +92,7 @@ def _step(key: str, setting: Setting) -> tuple[float, float, float]:
     """Tokens an image through the learner's encoder, through other encoders, and FLOPs an image of a step."""
     method = untrained(key, setting)
     batches = training_batches(
-        _Noise(setting.image_size),  # type: ignore[arg-type]
+        Noise(setting.image_size, BATCH),  # type: ignore[arg-type]
         augmentation=Augmentation(),
         image_size=setting.image_size,
         seed=0,
@@ -128,15 +128,15 @@ def untrained(key: str, setting: Setting) -> Method:
     )
 
 
-class _Noise:
+class Noise:
     """Stands in for a split of a dataset: what a step costs does not depend on what images show."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, count: int):
         self.size = size
-        self.labels = np.zeros(BATCH, np.int64)
+        self.labels = np.zeros(count, np.int64)
 
     def __len__(self) -> int:
-        return BATCH
+        return len(self.labels)
 
     def image(self, index: int) -> np.ndarray:
         draw = np.random.default_rng(index)

@@ -80,7 +80,8 @@ class TrainStep:
         """Of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _inputs(self, batch: Batch, progress: float) -> tuple[Tensor, Step]:
+    def inputs(self, batch: Batch, progress: float) -> tuple[Tensor, Step]:
+        """What the method gets of a batch, on the device."""
         device = self.fabric.device
         images = self._normalised(batch.images)
         labels = None
@@ -111,7 +112,7 @@ class TrainStep:
         terms: dict[str, Tensor] = {}
         steps = []
         for number, batch in enumerate(micro_batches, 1):
-            images, step = self._inputs(batch, progress)
+            images, step = self.inputs(batch, progress)
             # Gradients of processes are averaged and those of micro-batches added up.
             weight = len(images) * self.fabric.world_size / self.batch_size
             with self.fabric.no_backward_sync(self.model, enabled=number < len(micro_batches)):
