@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.losses import squared_error
-from method_zoo.parts.masking import RandomMask
+from method_zoo.parts.masking import BlockMask, GridMask, RandomMask
 from method_zoo.parts.patches import patchify, take, where
 from method_zoo.parts.targets import normalised
 from mimbench.encoder import Backbone
+from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
 
@@ -60,7 +61,8 @@ class MAE(Method):
             "at most), so that it stays light beside a small encoder; decoder_dim, decoder_depth and "
             "decoder_heads set it. It is asked for the hidden patches only, in the order visible then "
             "hidden, which gives the same loss as the official un-shuffled sequence. int(N(1 - ratio)) "
-            "patches stay visible, as in the code."
+            "patches stay visible, as in the code. masking=block and masking=grid are the paper's other two "
+            "(table 1f): BEiT's blocks, and one visible patch in each 2x2, at random as UM-MAE draws it."
         ),
     )
 
@@ -69,6 +71,7 @@ class MAE(Method):
         backbone: Backbone,
         *,
         mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75,
+        masking: Literal["random", "block", "grid"] = "random",
         norm_pix: bool = True,
         decoder_dim: Annotated[int, Field(ge=4)] | None = None,
         decoder_depth: Annotated[int, Field(ge=1)] | None = None,
@@ -76,11 +79,24 @@ class MAE(Method):
     ):
         super().__init__()
         self.encoder = backbone
-        self.masking = RandomMask(mask_ratio)
+        self.masking = self._sampler(masking, mask_ratio, backbone.grid)
         self.norm_pix = norm_pix
         dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
         self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
         self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
+
+    @staticmethod
+    def _sampler(masking: str, ratio: float, grid: tuple[int, int]) -> RandomMask | BlockMask | GridMask:
+        """The masks that are asked for; UserError now where they do not go with the grid."""
+        if masking == "block":
+            blocks = BlockMask(ratio, min_block=max(1, round(16 / 196 * grid[0] * grid[1])), exact=True)
+            blocks.n_hidden(grid)
+            return blocks
+        if masking == "grid" and ratio != 0.75:
+            raise UserError(f"a grid mask hides 0.75 of the patches, not {ratio:g}; leave mask_ratio out")
+        sampler = GridMask() if masking == "grid" else RandomMask(ratio)
+        sampler.hidden_cells(grid)
+        return sampler
 
     def forward(self, images: Tensor, step: Step) -> Losses:
         return self.losses(images, self.masking(step.keys, self.encoder.grid), step.keys)

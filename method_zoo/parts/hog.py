@@ -54,7 +54,7 @@ class HOG:
         angle = torch.atan2(right, down) if self.sobel else torch.atan2(down, right)
         direction = (angle / math.pi * self.bins).floor() % self.bins
         histogram = torch.stack(
-            [F.avg_pool2d(weight * (direction == k), self.cell) for k in range(self.bins)], dim=2
+            [cell_means(weight * (direction == k), self.cell) for k in range(self.bins)], dim=2
         )
         return F.normalize(histogram, dim=2) if self.normalise else histogram
 
@@ -69,6 +69,19 @@ class HOG:
             down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:],
             right[..., :-2, :] + 2 * right[..., 1:-1, :] + right[..., 2:, :],
         )
+
+
+def cell_means(values: Tensor, cell: int) -> Tensor:
+    """Means over cells of ``cell`` x ``cell``, [..., H / cell, W / cell] of [..., H, W].
+
+    Halves as long as it can, which on a CPU takes half the time of pooling.
+    """
+    side = cell
+    while side % 2 == 0:
+        values = values[..., ::2] + values[..., 1::2]
+        values = values[..., ::2, :] + values[..., 1::2, :]
+        side //= 2
+    return (F.avg_pool2d(values, side) * side**2 if side > 1 else values) / cell**2
 
 
 def gaussian_tile(side: int) -> Tensor:

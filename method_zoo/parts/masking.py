@@ -108,6 +108,40 @@ def patches_of_cells(cells: Tensor, grid: tuple[int, int], unit: int) -> Tensor:
     return blocks.reshape(len(cells), -1)
 
 
+@dataclass(frozen=True)
+class GridMask:
+    """One patch of each ``cell`` x ``cell`` stays visible: UM-MAE's uniform sampling (arXiv:2205.10063).
+
+    Which one is drawn for each cell, without replacement, as its code does, out of a table that holds each
+    place in a cell as many times as there are cells. Cells of 2 hide three in four patches.
+    """
+
+    cell: int = 2
+
+    def __post_init__(self) -> None:
+        if self.cell < 2:
+            raise UserError(f"a grid mask takes cells of at least 2x2 patches, got {self.cell}")
+
+    def hidden_cells(self, grid: tuple[int, int]) -> int:
+        """How many patches are hidden on ``grid``; UserError where cells do not tile it."""
+        height, width = grid
+        if height % self.cell or width % self.cell:
+            raise UserError(
+                f"mask cells of {self.cell}x{self.cell} patches do not tile the {height}x{width} patch grid; "
+                "choose another masking or patch size"
+            )
+        return height * width - (height // self.cell) * (width // self.cell)
+
+    def __call__(self, keys: Tensor, grid: tuple[int, int]) -> Tensor:
+        self.hidden_cells(grid)
+        rows, columns, places = grid[0] // self.cell, grid[1] // self.cell, self.cell**2
+        cells = rows * columns
+        shown = random_scores(keys, cells * places, "mask/grid").argsort(1)[:, :cells] % places
+        mask = shown.unsqueeze(-1) != torch.arange(places, device=keys.device)
+        mask = mask.view(-1, rows, columns, self.cell, self.cell).transpose(2, 3)
+        return mask.reshape(len(keys), -1)
+
+
 def hide_redundant(stages: Sequence[Tensor], amounts: Sequence[int]) -> Tensor:
     """Hide, stage by stage, the patches most similar to the average of those left; bool [B, N].
 

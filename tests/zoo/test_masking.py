@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from method_zoo.parts.inverse_block import InverseBlockMask
-from method_zoo.parts.masking import BlockMask, RandomMask, mask_from_scores, random_scores, ranks
+from method_zoo.parts.masking import BlockMask, GridMask, RandomMask, mask_from_scores, random_scores, ranks
 from method_zoo.parts.varying_masks import VaryingMask
 from mimbench import rng
 from mimbench.errors import UserError
@@ -29,6 +29,7 @@ OFFICIAL = {
     "bootmae": BlockMask(count=120, min_block=16, max_block=60, attempts=1000),
     "data2vec": BlockMask(count=120, min_block=16),
     "capi": InverseBlockMask(0.65),
+    "ummae": GridMask(),
 }
 SAMPLERS = [
     *OFFICIAL.values(),
@@ -107,6 +108,7 @@ def test_masks_are_distributed_as_the_official_ones(name: str) -> None:
         ("capi", InverseBlockMask(0.65, roll=False)),
         ("capi", BlockMask(count=127, exact=True)),
         ("capi", InverseBlockMask(0.645)),
+        ("ummae", RandomMask(0.75)),
     ],
 )
 def test_other_masks_are_told_from_the_official_ones(name: str, wrong) -> None:
