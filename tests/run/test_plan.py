@@ -157,10 +157,10 @@ def test_a_teacher_is_trained_first_and_shared_with_its_own_row(plan):
 
 
 def test_a_tokenizer_may_have_a_teacher_of_its_own(plan):
-    made = plan("beitv2[vqkd.teacher=method:ibot,ibot.out_dim=64]", baselines=False)
+    made = plan("beitv2[vqkd.teacher=method:mae,mae.norm_pix=false]", baselines=False)
     (label,) = variants(made)[-1:]
-    tokenizer = the(made, "tokenizer", "vqkd[ibot.out_dim=64,teacher=method:ibot]")
-    teacher = the(made, "pretrain", "ibot[out_dim=64]")
+    tokenizer = the(made, "tokenizer", "vqkd[mae.norm_pix=false,teacher=method:mae]")
+    teacher = the(made, "pretrain", "mae[norm_pix=false]")
     assert the(made, "pretrain", label).needs == (tokenizer.id,)
     assert tokenizer.needs == (teacher.id,)
     assert the(made, "pretrain", label).content["external"] == "teacher"
