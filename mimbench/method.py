@@ -75,6 +75,11 @@ class Method(nn.Module):
     # What it was built with; mimbench.train.build_method sets it.
     settings: Mapping[str, Any] = MappingProxyType({})
 
+    @classmethod
+    def backbone_options(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What it asks of the encoder's architecture under these settings; usually what its card says."""
+        return dict(cls.card.backbone)
+
     def forward(self, images: Tensor, step: Step) -> Losses:
         """Losses of one batch. images: float [B, 3, H, W], normalised by the card's mean and std."""
         raise NotImplementedError

@@ -64,7 +64,7 @@ def build_method(
     num_classes: handed on where the method's ``__init__`` asks for it. provided: tokenizers and teachers by
     keyword, see ``Method.needs``.
     """
-    options = dict(cls.card.backbone)
+    options = cls.backbone_options(settings)
     if recipe is not None and recipe.drop_path > 0:
         options["drop_path"] = recipe.drop_path
     more = dict(provided or {})

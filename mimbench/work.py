@@ -149,7 +149,8 @@ class Workshop:
     def _grid(self, job: Job) -> tuple[int, int]:
         """The patch grid of a job's encoder, without the work of initialising one."""
         setting = Setting.model_validate(job.content["setting"])
-        options = registry.find_method(job.content["method"]).card.backbone
+        cls = registry.find_method(job.content["method"])
+        options = cls.backbone_options(settings.arguments(cls, job.content["settings"]))
         with torch.device("meta"):
             return registry.build_backbone(setting.backbone, setting.image_size, **options).grid
 

@@ -42,7 +42,7 @@ def build(
             make = trained_tokenizer if name.endswith("tokenizer") else trained_teacher
             provided[name] = deepcopy(make(default, patch_size))
     with seeded_init(seed):
-        options = {**cls.card.backbone, **TINY, "drop_path": drop_path}
+        options = {**cls.backbone_options(parsed), **TINY, "drop_path": drop_path}
         backbone = registry.build_backbone(f"vit_micro_patch{patch_size}", IMAGE_SIZE, **options)
         return cls(backbone, **parsed, **provided)
 

@@ -370,6 +370,8 @@ def alternatives(cls: type[Method], name: str) -> list[Any]:
         return [v for v in (whole if isinstance(default, int) else near) if v != default] + literals
     if literals:
         return [v for v in literals if v != default]
+    if isinstance(default, str):  # the key of a method
+        return ["beit", "ibot"]
     return [1, 2, 4, 8, 0.5, 0.25, True, False, -1, [-1]]  # a default of None says nothing of the type
 
 
