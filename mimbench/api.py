@@ -201,7 +201,10 @@ def _check_builds(plan: Plan, workshop: Workshop, done: Collection[str]) -> None
         if job.kind == "evaluate" or job.id in done or job.content["variant"] in seen:
             continue
         seen.add(job.content["variant"])
-        workshop.method(job, stand_ins=jobs)
+        try:
+            workshop.method(job, stand_ins=jobs)
+        except UserError as error:
+            raise UserError(f"{job.content['variant']}: {error}") from error
 
 
 def _write_tables(request: Request) -> tuple[Path, ...]:

@@ -173,6 +173,12 @@ def test_a_mistake_is_raised_to_the_caller(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_setting_that_does_not_go_with_the_images_names_its_method(tmp_path):
+    with pytest.raises(UserError, match="^simmim: a mask of ratio 0.6 in cells of 2x2 patches hides every"):
+        mimbench.run("mae,simmim", data="digits", out=tmp_path, **TINY)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_folder_that_cannot_be_used_is_said_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder; name another folder with --out"):
