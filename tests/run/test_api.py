@@ -174,7 +174,7 @@ def test_a_mistake_is_raised_to_the_caller(tmp_path):
 
 
 def test_a_setting_that_does_not_go_with_the_images_names_its_method(tmp_path):
-    with pytest.raises(UserError, match="^simmim: a mask of ratio 0.6 in cells of 2x2 patches hides every"):
+    with pytest.raises(UserError, match=r"^simmim: a mask of ratio 0.6 in cells of 2x2 patches hides every"):
         mimbench.run("mae,simmim", data="digits", out=tmp_path, **TINY)
     assert not list(tmp_path.rglob("*.json"))
 
