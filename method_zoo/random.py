@@ -15,7 +15,8 @@ from mimbench.spec import Card, Readout
 class Random(Method):
     """A ViT that is never trained. What a probe reaches on it, architecture and chance give for free.
 
-    like: the method whose architecture and initialisation it has.
+    like: the method whose architecture and initialisation it has (MAGE's, which reads tokens, reads pixels
+    here).
     """
 
     card = Card(

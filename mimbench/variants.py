@@ -122,7 +122,7 @@ def choose_variants(request: Request, labelled: bool, assigned: Assignments) -> 
     """The variants a request names, floor rows before them and ceiling rows after them."""
     wanted = settings.parse_methods(",".join(request.methods))
     if request.baselines:
-        listed = {item.key for item in wanted}
+        listed = {item.key for item in wanted if not item.given}  # a variant does not stand in for it
         for key, cls in registry.methods().items():
             role = cls.card.role
             if key in listed or (cls.card.external == "labels" and not labelled):

@@ -199,6 +199,8 @@ def test_a_teacher_of_timm_is_a_file_with_a_name(plan, tmp_path, monkeypatch):
 def test_floor_and_ceiling_stand_beside_the_methods(plan):
     assert variants(plan("mae")) == ["random", "pixels", "mae", "supervised"]
     assert variants(plan("mae", baselines=False)) == ["mae"]
+    several = variants(plan("random[like=beit],beit"))
+    assert sorted(several) == ["beit", "pixels", "random", "random[like=beit]", "supervised"]
     assert variants(plan("mae,random")) == ["pixels", "mae", "random", "supervised"]
 
 
