@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from method_zoo.parts.attention_masks import weighted_order
-from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
+from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.ema import MovingAverage
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask
@@ -98,9 +98,9 @@ class AMT(Method):
         self.masking = RandomMask(random_ratio)
         self.masking.hidden_cells(backbone.grid)  # a ratio too small or large for the grid is found out now
         self.start, self.refresh, self.norm_pix = start, refresh, norm_pix
-        dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
-        self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
-        self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
+        self.mask_tokens, self.decoder = mae_decoder(
+            backbone, 3 * backbone.patch_size**2, decoder_dim, decoder_depth, decoder_heads
+        )
         self.snapshot = MovingAverage(encoder=self.encoder)
         self.register_buffer("snapshots", torch.tensor(0))  # how many were taken
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from method_zoo.backbones.initial import xavier_
-from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
+from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import Activation, Norm, mlp_head
 from method_zoo.parts.losses import squared_error
@@ -102,9 +102,9 @@ class LUT(Method):
                 "many for two views to share none; choose 0.5 or more"
             )
         self.norm_pix, self.context_weight, self.momentum = norm_pix, context_weight, momentum
-        dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
-        self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
-        self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
+        self.mask_tokens, self.decoder = mae_decoder(
+            backbone, 3 * backbone.patch_size**2, decoder_dim, decoder_depth, decoder_heads
+        )
         hidden = head_hidden or round(backbone.embed_dim * 4096 / 768)
 
         def head(layers: int) -> nn.Module:

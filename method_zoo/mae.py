@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
+from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import BlockMask, GridMask, RandomMask
-from method_zoo.parts.patches import patchify, take, where
-from method_zoo.parts.targets import normalised
+from method_zoo.parts.patches import where
+from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
@@ -81,9 +81,9 @@ class MAE(Method):
         self.encoder = backbone
         self.masking = self._sampler(masking, mask_ratio, backbone.grid)
         self.norm_pix = norm_pix
-        dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
-        self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
-        self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
+        self.mask_tokens, self.decoder = mae_decoder(
+            backbone, 3 * backbone.patch_size**2, decoder_dim, decoder_depth, decoder_heads
+        )
 
     @staticmethod
     def _sampler(masking: str, ratio: float, grid: tuple[int, int]) -> RandomMask | BlockMask | GridMask:
@@ -106,7 +106,5 @@ class MAE(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = take(patchify(images, self.encoder.patch_size), hidden)
-        if self.norm_pix:
-            target = normalised(target)
+        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
         return Losses(reconstruction=squared_error(predicted, target).mean())

@@ -17,8 +17,8 @@ from method_zoo.parts.decoders import MaskTokens, decoder_size
 from method_zoo.parts.images import Denormalise
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask
-from method_zoo.parts.patches import patchify, take, where
-from method_zoo.parts.targets import normalised
+from method_zoo.parts.patches import take, where
+from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -152,9 +152,8 @@ class MILAN(Method):
         n_prompts = tokens.shape[1] - hidden.shape[1]
         predicted = self.decoder(tokens[:, :n_prompts], tokens[:, n_prompts:])
         if self.target != "features":
-            target = take(patchify(images, self.encoder.patch_size), hidden)
-            if self.target == "normalised_pixels":
-                target = normalised(target)
+            norm = self.target == "normalised_pixels"
+            target = pixels_at(images, hidden, self.encoder.patch_size, norm)
             return Losses(reconstruction=squared_error(predicted[:, n_prompts:], target).mean())
 
         assert features is not None

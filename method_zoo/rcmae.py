@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
+from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, cosine
 from method_zoo.parts.losses import squared_error
 from method_zoo.parts.masking import RandomMask
@@ -85,9 +85,9 @@ class RCMAE(HandsOnAverage, Method):
         self.masking = RandomMask(mask_ratio)
         self.norm_pix, self.consistency_weight = norm_pix, consistency_weight
         self.momentum_start, self.momentum_end = momentum_start, momentum_end
-        dim, depth, heads = decoder_size(backbone, decoder_dim, decoder_depth, decoder_heads)
-        self.mask_tokens = MaskTokens(backbone.embed_dim, dim, backbone.grid)
-        self.decoder = TransformerDecoder(dim, depth, heads, 3 * backbone.patch_size**2)
+        self.mask_tokens, self.decoder = mae_decoder(
+            backbone, 3 * backbone.patch_size**2, decoder_dim, decoder_depth, decoder_heads
+        )
         self.teacher = MovingAverage(**self._averaged())
 
     def _averaged(self) -> dict[str, nn.Module]:
