@@ -1,0 +1,1 @@
+"""A package, so that ``tests.…`` is this one: mmsegmentation installs one of that name too."""
