@@ -66,7 +66,7 @@ class Result:
 def run(
     methods: str | Sequence[str],
     protocol: str | Sequence[str] = ("linprobe",),
-    data: str = "digits",
+    data: str | Sequence[str] = ("digits",),
     backbone: str | None = None,
     image_size: int | None = None,
     epochs: float | None = None,
@@ -117,11 +117,10 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
         )
     first = fabric is None or fabric.is_global_zero
     watch = watch if first else Watch()
-    data = _open_data(request, watch) if first else None
+    data = _open_data(request, watch) if first else []
     if fabric is not None:
         fabric.barrier()  # the first has prepared the data, the others find it
         data = data or _open_data(request, watch)
-    assert data is not None
     plan = make_plan(request, data, precision)
     ledger = Ledger(request.out)
     done = ledger.done(plan)
@@ -161,21 +160,26 @@ def _check_folder(folder: Path) -> None:
         records.read_folder(folder)  # damaged or newer records stop the tables; better now than at the end
 
 
-def _open_data(request: Request, watch: Watch) -> Dataset:
+def _open_data(request: Request, watch: Watch) -> list[Dataset]:
     from mimbench.data import open_dataset
 
-    return open_dataset(
-        request.data, image_size=request.image_size, skip_broken=request.skip_broken, report=watch.progress
-    )
+    return [
+        open_dataset(
+            spec, image_size=request.image_size, skip_broken=request.skip_broken, report=watch.progress
+        )
+        for spec in dict.fromkeys(request.data)
+    ]
 
 
-def _workshop(request: Request, data: Dataset, plan: Plan, ledger: Ledger, fabric: Fabric | None) -> Workshop:
+def _workshop(
+    request: Request, data: Sequence[Dataset], plan: Plan, ledger: Ledger, fabric: Fabric | None
+) -> Workshop:
     from mimbench.work import Workshop
 
     return Workshop(
-        data,
-        ledger,
-        plan.setting,
+        *data,
+        ledger=ledger,
+        setting=plan.setting,
         files=plan.files,
         micro_batch=request.micro_batch,
         workers=_workers() if request.workers is None else request.workers,
@@ -212,7 +216,7 @@ def _write_tables(request: Request) -> tuple[Path, ...]:
 
     if not any((request.out / "records").iterdir()):
         return ()
-    return tuple(write(request.out, protocols=request.protocol))
+    return tuple(write(request.out, protocols=request.named_protocols))
 
 
 def leaderboard(folder: str | Path = RESULTS, format: str | Sequence[str] = ("csv", "html")) -> pd.DataFrame:

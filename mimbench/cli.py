@@ -86,7 +86,7 @@ def run(
     ] = None,
     methods: Annotated[str | None, _option("methods", metavar="NAMES")] = None,
     protocol: Annotated[str, _option("protocol", metavar="NAMES")] = "linprobe",
-    data: Annotated[str, _option("data", metavar="SPEC")] = "digits",
+    data: Annotated[str, _option("data", metavar="SPECS")] = "digits",
     backbone: Annotated[str | None, _option("backbone", metavar="NAME")] = None,
     image_size: Annotated[int | None, _option("image_size")] = None,
     epochs: Annotated[float | None, _option("epochs")] = None,
@@ -190,7 +190,7 @@ def protocols() -> None:
 
 @data_app.command("check")
 def data_check(
-    spec: Annotated[str, typer.Argument(help=Request.model_fields["data"].description)],
+    spec: Annotated[str, typer.Argument(help="A dataset, named as for run --data.")],
 ) -> None:
     """Read every image of a dataset and say what is there: sizes, classes, splits, broken files."""
     from mimbench.catalogue import data_report

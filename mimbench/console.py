@@ -165,8 +165,9 @@ def show_result(result: Result, request: Request, console: Console) -> None:
         return
     from mimbench.board import console_tables
 
-    for table in console_tables(result.frame, width=console.width, protocols=request.protocol):
+    for table in console_tables(result.frame, width=console.width, protocols=request.named_protocols):
         console.print(table)
+    _show_left_out(result, console)
     summary = result.summary
     for job, record in summary.failed:
         console.print(Text(f"failed: {job.name}: {record.error}", style="red"), soft_wrap=True)
@@ -174,6 +175,11 @@ def show_result(result: Result, request: Request, console: Console) -> None:
         console.print(Text(f"not run: {job.name} (it needs a job that failed)"), soft_wrap=True)
     rows = [(path.suffix.lstrip(".").upper(), path) for path in result.files]
     show_places([*rows, ("records", result.folder / "records")], console)
+
+
+def _show_left_out(result: Result, console: Console) -> None:
+    for sentence in result.plan.left_out:
+        console.print(Text(sentence, style="dim"), soft_wrap=True)
 
 
 def show_tables(folder: Path, files: Sequence[Path], console: Console) -> None:
@@ -215,6 +221,7 @@ def _show_plan(result: Result, console: Console) -> None:
     left = len(plan) - len(done)
     total = duration(sum(estimate.seconds for estimate in result.estimates.values()))
     console.print(f"{len(plan)} jobs, {len(done)} done, {left} to do", highlight=False)
+    _show_left_out(result, console)
     if result.estimates:
         console.print(
             f"estimate: {total} of training, from a few measured steps of each method on this machine; "

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mimbench import checkpoint, records, registry, settings
+from mimbench import checkpoint, registry, settings
 from mimbench.encoder import Encoder
 from mimbench.errors import UserError
 from mimbench.features import FeatureStore
 from mimbench.ledger import FED_ON
 from mimbench.protocol import Evaluation, EvaluationFailed, Protocol, Surroundings
 from mimbench.spec import Job, Readout
+from mimbench.train_loop import on_first
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split
     from mimbench.work import Report, Workshop
+
+TOLERANCE = 1e-6  # between a protocol's metric and the value of its outcomes: sums in another order
 
 
 def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
@@ -31,36 +36,54 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
     encoder = checkpoint.load_encoder(workshop.ledger.weights(need) / FED_ON["pretrain"])
     pretrained = workshop.ledger.record(need)
     assert pretrained is not None
-    evaluation = _together(protocol, encoder, content["seed"], workshop, report)
+    data = workshop.data_of(job)
+    fabric, scratch = workshop.fabric, workshop.ledger.scratch(job.id)
+    around = Surroundings(
+        features=FeatureStore(workshop.ledger.folder / "features", fabric, workshop.workers),
+        seed=content["seed"],
+        report=report,
+        readout=registry.find_method(content["method"]).card.readout,
+        fabric=fabric,
+        folder=scratch,
+        workers=workshop.workers,
+        micro_batch=workshop.micro_batch,
+    )
+    together = protocol.collective or fabric.world_size == 1
+    run = _checked if together else _led
+    evaluation = run(protocol, encoder, data, around)
+    on_first(fabric, lambda: shutil.rmtree(scratch, ignore_errors=True))
     return {
         "needs": {need: weights},
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
-        "outcomes": records.pack_hits(evaluation.hits),
+        "outcomes": evaluation.outcomes.pack(),
         "selection": evaluation.selection,
+        "curve": evaluation.curve,
         "cost": pretrained.cost,
-        "facts": {"metric": cls.metric, "summary": cls.summary},
+        "facts": {
+            "metric": cls.metric,
+            "unit": cls.unit,
+            "ranked": cls.ranked,
+            "summary": cls.summary,
+            **evaluation.facts,
+        },
     }
 
 
-def _together(
-    protocol: Protocol, encoder: Encoder, seed: int, workshop: Workshop, report: Report
-) -> Evaluation:
+def _led(protocol: Protocol, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:
     """Evaluate on the first process; the others lend a hand with extraction and get the same outcome."""
-    folder, fabric = workshop.ledger.folder / "features", workshop.fabric
-    if fabric.world_size == 1:
-        store = FeatureStore(folder, fabric, workshop.workers)
-        return _checked(protocol, encoder, workshop.data, Surroundings(store, seed, report))
+    fabric, store = around.fabric, around.features
+    assert fabric is not None
     outcome: Evaluation | None = None
     mistake: Exception | None = None
     if fabric.is_global_zero:
-        leading = _Leading(folder, fabric, workshop.workers)
+        leading = _Leading(store, data)
         try:
-            outcome = _checked(protocol, encoder, workshop.data, Surroundings(leading, seed, report))
+            outcome = _checked(protocol, encoder, data, replace(around, features=leading))
         except (UserError, EvaluationFailed) as error:
             mistake = error
         fabric.broadcast(None)  # nothing more to extract
     else:
-        _follow(FeatureStore(folder, fabric, workshop.workers), encoder, workshop.data)
+        _follow(store, encoder, data)
     outcome, mistake = fabric.broadcast((outcome, mistake))
     if mistake is not None:
         raise mistake
@@ -71,12 +94,18 @@ def _together(
 class _Leading(FeatureStore):
     """Tells the other processes what is asked for, so that they take part in getting it."""
 
+    def __init__(self, store: FeatureStore, data: Dataset):
+        super().__init__(store.folder, store.fabric, store.workers)
+        self._data = data
+
     def get(
         self, encoder: Encoder, split: Split, readouts: Sequence[Readout], **options: Any
     ) -> dict[Readout, np.ndarray]:
         assert self.fabric is not None
         shared = {name: value for name, value in options.items() if name != "report"}
-        self.fabric.broadcast((split.name, tuple(readouts), shared))
+        # A split that the others have themselves goes by its name: it may list a million files.
+        known = split in (self._data.train, self._data.validation) or split.name == "test"
+        self.fabric.broadcast((split.name if known else split, tuple(readouts), shared))
         return super().get(encoder, split, readouts, **options)
 
 
@@ -84,8 +113,9 @@ def _follow(store: FeatureStore, encoder: Encoder, data: Dataset) -> None:
     """Take part in whatever the first process gets, until it is through."""
     assert store.fabric is not None
     while (asked := store.fabric.broadcast(None)) is not None:
-        name, readouts, options = asked
-        split = data.open_test() if name == "test" else getattr(data, name)
+        split, readouts, options = asked
+        if isinstance(split, str):
+            split = data.open_test() if split == "test" else getattr(data, split)
         with suppress(UserError, EvaluationFailed):  # raised in the first process too, which tells
             store.get(encoder, split, readouts, **options)
 
@@ -99,10 +129,16 @@ def _checked(protocol: Protocol, encoder: Encoder, data: Dataset, around: Surrou
         raise EvaluationFailed(
             f"{protocol.key} opened the test split {opened} times; choose on validation and open it once"
         )
-    if len(evaluation.hits) != data.test_size:
+    if evaluation.outcomes.n != data.test_size:
         raise EvaluationFailed(
-            f"{protocol.key} gave outcomes for {len(evaluation.hits)} of {data.test_size} test images"
+            f"{protocol.key} gave outcomes for {evaluation.outcomes.n} of {data.test_size} test images"
         )
     if protocol.metric not in evaluation.metrics:
         raise EvaluationFailed(f"{protocol.key} gave no {protocol.metric}, the metric it is ranked by")
+    if protocol.ranked:
+        said, counted = evaluation.metrics[protocol.metric], float(evaluation.outcomes.value()[0])
+        if not abs(said - counted) <= TOLERANCE:
+            raise EvaluationFailed(
+                f"{protocol.key} says {protocol.metric} {said:.6f}, its per-image outcomes {counted:.6f}"
+            )
     return evaluation

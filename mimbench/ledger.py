@@ -26,6 +26,10 @@ class Ledger:
         """The folder of a job's product and of its checkpoints."""
         return self.folder / "weights" / job_id
 
+    def scratch(self, job_id: str) -> Path:
+        """The folder in which a stopped evaluation finds again where it was."""
+        return self.folder / "scratch" / job_id
+
     def record(self, job_id: str) -> Record | None:
         """A job's record; raises UserError when it is damaged or newer."""
         path = records.path_of(self.folder, job_id)

@@ -6,19 +6,18 @@ and what is left to do is a set difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mimbench import registry, settings
+from mimbench.choice import Choice, choose_protocols
 from mimbench.recipes import recipe_for
 from mimbench.spec import Budget, Job, Setting
 from mimbench.variants import Assignments, Variant, choose_variants
 
 if TYPE_CHECKING:
     from mimbench.data import DataDefaults, Dataset
-    from mimbench.protocol import Protocol
     from mimbench.request import Request
 
 
@@ -29,6 +28,7 @@ class Plan:
     setting: Setting
     jobs: tuple[Job, ...]
     files: Mapping[str, Path] = field(default_factory=dict)  # given weights by sha256; decides nothing
+    left_out: tuple[str, ...] = ()  # sentences on protocols that "all" does not include
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs)
@@ -40,12 +40,14 @@ class Plan:
         return [other for other in self.jobs if job.id in other.needs]
 
 
-def make_plan(request: Request, data: Dataset, precision: str) -> Plan:
-    """All jobs that ``request`` takes on ``data``.
+def make_plan(request: Request, datasets: Sequence[Dataset], precision: str) -> Plan:
+    """All jobs that ``request`` takes.
 
+    datasets: the first is pre-trained on; all are evaluated on, by the protocols of their task.
     precision: what the request's precision comes down to on this device.
     Raises UserError for whatever of the request cannot work, before any work starts.
     """
+    data = datasets[0]
     setting = Setting(
         data=data.name,
         fingerprint=data.fingerprint,
@@ -57,8 +59,9 @@ def make_plan(request: Request, data: Dataset, precision: str) -> Plan:
         precision=precision,
     )
     assigned = Assignments(request.set)
-    variants = choose_variants(request, data.classes is not None, assigned)
-    protocols = choose_protocols(request, data, assigned)
+    labelled = data.classes is not None and data.task == "classification"
+    variants = choose_variants(request, labelled, assigned)
+    choices, left_out = choose_protocols(request.protocol, datasets, assigned)
     assigned.check_all_met()
 
     jobs: dict[str, Job] = {}
@@ -66,24 +69,11 @@ def make_plan(request: Request, data: Dataset, precision: str) -> Plan:
         for variant in variants:
             pretrain = _pretrain_jobs(variant, setting, seed, data.defaults)
             jobs |= {job.id: job for job in pretrain}
-            for cls, fields in protocols:
-                job = _evaluate_job(variant, setting, seed, cls, fields, pretrain[-1])
+            for choice in choices:
+                job = _evaluate_job(variant, setting, seed, choice, pretrain[-1])
                 jobs[job.id] = job
     files = {sha256: path for variant in variants for sha256, path in variant.files.items()}
-    return Plan(setting, tuple(jobs.values()), files)
-
-
-def choose_protocols(
-    request: Request, data: Dataset, assigned: Assignments
-) -> list[tuple[type[Protocol], dict[str, Any]]]:
-    """Protocol classes with all their fields, checked against the data."""
-    chosen = []
-    for key in dict.fromkeys(request.protocol):
-        cls = registry.find_protocol(key)
-        fields = settings.parse_settings(key, cls, assigned.of(key))
-        cls(**settings.arguments(cls, fields)).check(data)
-        chosen.append((cls, fields))
-    return chosen
+    return Plan(setting, tuple(jobs.values()), files, left_out)
 
 
 def _pretrain_jobs(variant: Variant, setting: Setting, seed: int, defaults: DataDefaults) -> list[Job]:
@@ -111,20 +101,19 @@ def _pretrain_jobs(variant: Variant, setting: Setting, seed: int, defaults: Data
     return [*before, Job(kind=kind, name=name, content=content, needs=tuple(needs))]
 
 
-def _evaluate_job(
-    variant: Variant,
-    setting: Setting,
-    seed: int,
-    protocol: type[Protocol],
-    fields: dict[str, Any],
-    pretrain: Job,
-) -> Job:
+def _evaluate_job(variant: Variant, setting: Setting, seed: int, choice: Choice, pretrain: Job) -> Job:
     content = variant.content() | {
-        "protocol": protocol.key,
-        "protocol_version": protocol.version,
-        "fields": fields,
+        "protocol": choice.cls.key,
+        "protocol_version": choice.cls.version,
+        "fields": choice.fields,
         "setting": setting.content(),
         "seed": seed,
     }
-    name = f"{variant.label} · {protocol.key} · seed {seed}"
-    return Job(kind="evaluate", name=name, content=content, needs=(pretrain.id,))
+    name = f"{variant.label} · {choice.label}"
+    if choice.preset:
+        content["preset"] = choice.preset
+    data = choice.data
+    if data.fingerprint != setting.fingerprint:
+        content["data"] = {"name": data.name, "fingerprint": data.fingerprint, "task": data.task}
+        name += f" · {data.name}"
+    return Job(kind="evaluate", name=f"{name} · seed {seed}", content=content, needs=(pretrain.id,))

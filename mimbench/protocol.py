@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mimbench.errors import UserError
+from mimbench.spec import Readout
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from mimbench.data import Dataset
     from mimbench.encoder import Encoder
     from mimbench.features import FeatureStore
+    from mimbench.outcomes import Outcomes
     from mimbench.progress import Progress
+
+Task = Literal["classification", "segmentation", "detection"]
+ChooseOn = Literal["validation", "test"]  # "test": only for recipes that were published so
 
 
 class EvaluationFailed(Exception):  # noqa: N818, it is a result and not a programming error
@@ -22,45 +29,96 @@ class EvaluationFailed(Exception):  # noqa: N818, it is a result and not a progr
 
 
 @dataclass(frozen=True)
+class Preset:
+    """An official recipe as fields of a protocol: ``--protocol linprobe:mae``.
+
+    fields: those that differ from the protocol's defaults. source: where the recipe stands, and in what
+    this reproduction of it differs, if in anything.
+    """
+
+    fields: Mapping[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a protocol gives back; somebody else stores it.
 
     metrics: named numbers; the protocol's ``metric`` is the one a table shows.
-    hits: bool [N], whether each test sample came out right, in the order of the test split.
+    outcomes: what became of each test image, in the order of the test split; with all images counted once
+    their ``value`` is that metric.
     selection: candidates, their validation scores and the one chosen, as JSON data.
+    facts: anything else for the record, as JSON data. ``flags``: sentences that tables print beside the
+    row, such as that the encoder has collapsed.
+    curve: of what was trained, as ``Record.curve``.
     """
 
     metrics: dict[str, float]
-    hits: np.ndarray
+    outcomes: Outcomes
     selection: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an evaluation may use: frozen features (cached, extracted over all processes), seed, progress."""
+    """What an evaluation may use.
+
+    features: frozen features (cached, extracted over all processes).
+    readout: what the authors of the method read off their encoder, from its card.
+    fabric: device, precision and processes; None: the encoder's own device, fp32, one process.
+    folder: for what a stopped evaluation goes on from; emptied when it is done. None: nowhere.
+    workers, micro_batch: see ``mimbench.train.pretrain``.
+    """
 
     features: FeatureStore
     seed: int
     report: Callable[[Progress], None]
+    readout: Readout = field(default_factory=Readout)
+    fabric: Fabric | None = None
+    folder: Path | None = None
+    workers: int = 0
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """An evaluation with a name and an integer version. Fields are its settings, all with defaults."""
+    """An evaluation with a name and an integer version. Fields are its settings, all with defaults.
+
+    task: the kind of data it takes. metric: the number it is ranked by, a share in [0, 1] unless ``unit``
+    says otherwise. ranked: False where more is not better. requires: modules that must be installed,
+    and the extra of mimbench that brings them. presets: official recipes by name.
+    """
 
     key: ClassVar[str]
     version: ClassVar[int]
+    task: ClassVar[Task] = "classification"
     metric: ClassVar[str] = "top1"
+    unit: ClassVar[Literal["share", "number"]] = "share"
+    ranked: ClassVar[bool] = True
     summary: ClassVar[str]  # one sentence for ``mimbench protocols``
+    requires: ClassVar[tuple[tuple[str, ...], str] | None] = None  # (("mmseg", "mmengine"), "dense")
+    presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
+
+    @property
+    def collective(self) -> bool:
+        """Whether every process of a launch calls ``evaluate``, with the same arguments and outcome.
+
+        Otherwise the first does alone, and the others help with the extraction of features.
+        """
+        return False
 
     def check(self, data: Dataset) -> None:
-        """Raise UserError for what cannot work on this data (labels, sizes), before any work starts."""
+        """Raise UserError for what cannot work on this data (labels, sizes), before any work starts.
+
+        Called only for data of the protocol's task.
+        """
         if data.classes is None:
             raise UserError(
                 f"{self.key} needs labels, {data.name} has none; give labelled data, "
                 "or --protocol none to pre-train only"
             )
-        if len(data.classes) < 2:
+        if len(data.classes) < 2 and self.task == "classification":
             raise UserError(f"{self.key} needs at least 2 classes, {data.name} has {len(data.classes)}")
 
     def evaluate(self, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:

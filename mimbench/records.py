@@ -5,14 +5,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from mimbench.errors import UserError
@@ -90,22 +86,3 @@ def read_folder(folder: Path) -> list[Record]:
     if not inner.is_dir():
         raise UserError(f"no results folder at {folder}; name the one given to mimbench run with --out")
     return [read(path) for path in sorted(inner.iterdir()) if NAME.fullmatch(path.name)]
-
-
-def pack_hits(hits: np.ndarray) -> dict[str, Any]:
-    """Per-sample outcomes, bool [N], as JSON data: {"n": N, "bits": base64 of the packed bits}."""
-    hits = np.asarray(hits)
-    if hits.ndim != 1 or hits.dtype != np.bool_:
-        raise ValueError(f"hits must be bool [N], got {hits.dtype} {list(hits.shape)}")
-    return {"n": len(hits), "bits": base64.b64encode(np.packbits(hits).tobytes()).decode("ascii")}
-
-
-def unpack_hits(outcomes: dict[str, Any]) -> np.ndarray:
-    """The bool [N] that ``pack_hits`` packed; raises ValueError when it is damaged."""
-    try:
-        n, bits = int(outcomes["n"]), base64.b64decode(outcomes["bits"], validate=True)
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise ValueError(f"per-sample outcomes are damaged: {error}") from error
-    if n < 0 or len(bits) != -(-n // 8):
-        raise ValueError(f"per-sample outcomes are damaged: {len(bits)} bytes for {n} samples")
-    return np.unpackbits(np.frombuffer(bits, np.uint8), count=n).astype(bool)

@@ -17,6 +17,7 @@ from mimbench.errors import UserError, unknown
 from mimbench.spec import Budget, Frozen
 
 RESULTS = Path("mimbench-results")
+ALL = "all"  # protocols
 BUDGETS = ("epochs", "images", "flops", "hours")
 
 
@@ -29,11 +30,15 @@ class Request(Frozen):
         description="Methods, with settings in brackets for variants: 'mae,mae[mask_ratio=0.5],beit'."
     )
     protocol: tuple[str, ...] = Field(
-        ("linprobe",), description="Evaluation protocols: 'linprobe,knn'; 'none' to pre-train only."
+        ("linprobe",),
+        description="Evaluation protocols: 'linprobe,knn'; 'linprobe:mae' for an official recipe; 'all' for "
+        "every one that suits the data; 'none' to pre-train only.",
     )
-    data: str = Field(
-        "digits",
-        description="digits, imagefolder:PATH, parquet:PATH, cifar10:PATH, imagenet:PATH or hf:NAME.",
+    data: tuple[str, ...] = Field(
+        ("digits",),
+        description="digits, imagefolder:PATH, parquet:PATH, cifar10:PATH, imagenet:PATH, hf:NAME, "
+        "ade20k:PATH or coco:PATH. Of several, the first is pre-trained on, and each is evaluated on by the "
+        "protocols of its kind.",
     )
     backbone: str | None = Field(
         None, description="Encoder architecture, such as vit_tiny_patch16; the dataset's by default."
@@ -79,7 +84,7 @@ class Request(Frozen):
     out: Path = Field(RESULTS, description="Results folder: records, weights, tables.")
     dry_run: bool = Field(False, description="List the jobs and an estimate of their cost, then stop.")
 
-    @field_validator("methods", "protocol", "seeds", mode="before")
+    @field_validator("methods", "protocol", "data", "seeds", mode="before")
     @classmethod
     def _items(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -120,7 +125,7 @@ class Request(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Request:
-        for name in ("methods", "seeds"):
+        for name in ("methods", "data", "seeds"):
             if not getattr(self, name):
                 raise UserError(f"{name} is empty; name at least one")
         if min(self.seeds) < 0:
@@ -134,6 +139,11 @@ class Request(Frozen):
                 "it is the part of a batch that goes through the model at once"
             )
         return self
+
+    @property
+    def named_protocols(self) -> tuple[str, ...]:
+        """The protocols that were asked for by name, whose columns come first."""
+        return tuple(name for name in self.protocol if name != ALL)
 
     @property
     def budget(self) -> Budget | None:

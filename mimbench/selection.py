@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mimbench.protocol import EvaluationFailed
+from mimbench.protocol import ChooseOn, EvaluationFailed
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Scores(NamedTuple):
     """How well each candidate does on validation."""
 
-    accuracy: Sequence[float]  # NaN: the candidate could not be fitted (its training diverged)
+    accuracy: Sequence[float]  # or another metric; NaN: it could not be fitted (its training diverged)
     loss: Sequence[float] | None = None  # decides between equal accuracies; lower is better
 
 
@@ -35,18 +35,20 @@ class Selection:
     chosen: int
     edges: tuple[str, ...] = ()  # where the best is the first or last value tried: a wider grid may be better
     notes: tuple[str, ...] = ()
+    metric: str = "top1"
+    chosen_on: ChooseOn = "validation"
 
     @property
     def score(self) -> float:
-        """Validation accuracy of the chosen candidate. Optimistic: it is the best of many."""
+        """The chosen candidate's score. Optimistic: it is the best of many."""
         return self.scores[self.chosen]
 
     def content(self) -> dict[str, Any]:
         """JSON data; the score of a candidate that could not be fitted is None."""
         return {
-            "rule": "highest validation accuracy",
+            "rule": f"highest {self.chosen_on} {self.metric}",
             "candidates": [
-                {**candidate, "validation_top1": None if math.isnan(score) else score}
+                {**candidate, f"{self.chosen_on}_{self.metric}": None if math.isnan(score) else score}
                 for candidate, score in zip(self.candidates, self.scores, strict=True)
             ],
             "chosen": self.chosen,
@@ -99,13 +101,18 @@ def select_and_test(
     *,
     axes: Mapping[str, tuple[float, float]] | None = None,
     notes: Sequence[str] = (),
+    metric: str = "top1",
+    choose_on: ChooseOn = "validation",
 ) -> tuple[Selection, T]:
     """Score every fitted candidate on validation, open test once, and test the chosen one alone.
 
     candidates: what each is, as JSON data. validate: a split to the scores of all candidates, in their
     order. test: (chosen candidate, split) to whatever the protocol makes of it. axes: see ``grid_edges``.
+    metric: the name of the scores. choose_on: "test" repeats the habit of a published recipe, for its own
+    number to be understood; whoever asks for it must say so in a field of the same name.
     """
-    scores = validate(data.validation)
+    opened = data.open_test() if choose_on == "test" else None
+    scores = validate(data.validation if opened is None else opened)
     if len(scores.accuracy) != len(candidates):
         raise ValueError(f"{len(scores.accuracy)} scores for {len(candidates)} candidates")
     chosen = select(scores)
@@ -115,5 +122,7 @@ def select_and_test(
         chosen=chosen,
         edges=grid_edges(candidates, chosen, axes or {}),
         notes=tuple(notes),
+        metric=metric,
+        chosen_on=choose_on,
     )
-    return selection, test(chosen, data.open_test())
+    return selection, test(chosen, data.open_test() if opened is None else opened)

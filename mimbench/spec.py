@@ -209,6 +209,8 @@ class Job(Frozen):
     def id(self) -> str:
         """A hash of all that decides the result."""
         content = dict(self.content)
+        if "data" in content:  # its name is for people, as the setting's
+            content["data"] = content["data"]["fingerprint"]
         if "setting" in content:
             content["setting"] = Setting.model_validate(content["setting"]).identity()
         return content_hash({"kind": self.kind, "content": content, "needs": sorted(self.needs)})
@@ -231,7 +233,7 @@ class Record(Frozen):
     needs: dict[str, str] = {}  # needed job id -> sha256 of the product that was used
     product: dict[str, str] = {}  # file name -> sha256
     metrics: dict[str, float] = {}
-    outcomes: dict[str, Any] = {}  # per-sample results, see records.pack_hits
+    outcomes: dict[str, Any] = {}  # per-sample results, see outcomes.Outcomes.pack
     selection: dict[str, Any] = {}  # candidates, their validation scores, the one chosen
     cost: dict[str, Any] = {}  # see cost.Cost
     curve: list[dict[str, float]] = []  # learning curve

@@ -32,6 +32,7 @@ Report = Callable[[Progress], None]
 class Workshop:
     """Everything that jobs need around them and that does not decide what comes out.
 
+    data: what is pre-trained on. others: what else is evaluated on.
     files: where weights given by the user lie, by their sha256.
     micro_batch, workers: see ``mimbench.train.pretrain``.
     fabric: of a torchrun launch; alone, a process makes its own when first needed.
@@ -40,15 +41,16 @@ class Workshop:
     def __init__(
         self,
         data: Dataset,
+        *others: Dataset,
         ledger: Ledger,
         setting: Setting,
-        *,
         files: Mapping[str, Path],
         micro_batch: int | None = None,
         workers: int = 0,
         fabric: Fabric | None = None,
     ):
         self.data, self.ledger, self.setting = data, ledger, setting
+        self._datasets = {dataset.fingerprint: dataset for dataset in (*others, data)}
         self.files = files
         self.micro_batch, self.workers = micro_batch, workers
         self.world_size = fabric.world_size if fabric else 1
@@ -74,12 +76,17 @@ class Workshop:
             name=job.name,
             status="done",
             content=job.content,
-            data=self.data.describe(),
+            data=self.data_of(job).describe(),
             environment=environment(),
             started=started.isoformat(timespec="microseconds"),
             finished=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
             **outcome,
         )
+
+    def data_of(self, job: Job) -> Dataset:
+        """The data a job trains or is evaluated on."""
+        other = job.content.get("data")
+        return self._datasets[other["fingerprint"]] if other else self.data
 
     def _pretrain(self, job: Job, report: Report) -> dict[str, Any]:
         """Fields of the record of a pretrain or tokenizer job."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mimbench.errors import UserError
+from mimbench.outcomes import Hits
 from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
@@ -99,7 +100,7 @@ class KNN(Protocol):
             notes=notes,
         )
         metrics = {"top1": float(hits.mean()), "validation_top1": selection.score}
-        return Evaluation(metrics, hits, selection.content())
+        return Evaluation(metrics, Hits(hits), selection.content())
 
     def _candidates(self, encoder: Encoder, count: int) -> tuple[list[Variant], list[int], list[str]]:
         """What can be tried with this encoder and ``count`` training images, and what was left out."""

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from mimbench.errors import UserError
+from mimbench.outcomes import Hits
 from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
@@ -108,7 +109,7 @@ class LinearProbe(Protocol):
             metrics["top5"] = float((ranks < 5).mean())
         metrics["validation_top1"] = selection.score
         metrics["train_top1"] = float((probe.ranks(selection.chosen, train, train_labels) < 1).mean())
-        return Evaluation(metrics, hits, selection.content())
+        return Evaluation(metrics, Hits(hits), selection.content())
 
     def _readouts(self, encoder: Encoder) -> tuple[dict[str, Readout], list[str]]:
         """The different readouts that this encoder has, by name, and what was left out."""

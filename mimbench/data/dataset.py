@@ -16,6 +16,7 @@ from mimbench.data.splits import check_classes, divide, fingerprint, require_two
 from mimbench.data.store import Pixels, pixels, store_side
 from mimbench.errors import UserError, unknown
 from mimbench.progress import Progress, silent
+from mimbench.protocol import Task
 from mimbench.spec import content_hash
 
 
@@ -67,6 +68,7 @@ class Split:
 class Dataset:
     """A dataset that is divided, checked and ready to be read. ``open_dataset`` makes one.
 
+    task: what its annotations are for.
     classes: names in the order of the labels; None: unlabelled, with train and validation only.
     skipped: names of the broken images that were left out.
     test_openings: how often the test split was handed out; an evaluation opens it once.
@@ -83,6 +85,7 @@ class Dataset:
     ):
         self.spec = spec
         self.name = listing.name
+        self.task: Task = "classification"
         self.classes = listing.classes
         self.defaults = listing.defaults
         self.train = splits["train"]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mimbench import records, stats
+from mimbench import stats
 from mimbench.errors import UserError
+from mimbench.outcomes import Hits
 from mimbench.report.conflicts import refuse_two_answers
 from mimbench.report.costs import COSTS, NAN
 from mimbench.spec import Setting, canonical
@@ -264,7 +265,7 @@ def _hits(entries: list[Any]) -> np.ndarray | None:
             return None
         where = f"records/{entry.record}.json"
         try:
-            rows.append(records.unpack_hits(entry.outcomes))
+            rows.append(Hits.unpack(entry.outcomes).hits)
         except ValueError as error:
             raise UserError(f"{where} is damaged ({error}); move it away and run again") from error
         if rows[-1].size == 0 or abs(rows[-1].mean() - entry.value) > 1e-6:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mimbench import records
+from mimbench.outcomes import Hits
 from mimbench.spec import Job, Record
 
 SETTING: dict[str, Any] = {
@@ -105,7 +106,7 @@ class Board:
             hits = self.hits(accuracy, seed, tilt=len(variant)) if hits is None else hits
             done = {
                 "metrics": {"top1": float(hits.mean())} if metrics is None else metrics,
-                "outcomes": records.pack_hits(hits),
+                "outcomes": Hits(hits).pack(),
                 "cost": COST if cost is None else cost,
                 "facts": {"metric": "top1", "summary": f"what {protocol} does"},
                 "selection": selection or SELECTION,

@@ -32,6 +32,8 @@ LOWER_FLOOR = {
     "errors",
     "features",
     "method",
+    "outcomes",
+    "precision",
     "progress",
     "protocol",
     "recipes",
@@ -42,6 +44,9 @@ LOWER_FLOOR = {
     "spec",
     "torchvision_compat",
     "train",
+    "train_loop",
+    "train_step",
+    "schedule",
 }
 MODULES = sorted(
     path for part in ("mimbench", "method_zoo", "protocols") for path in (ROOT / part).rglob("*.py")

@@ -79,6 +79,7 @@ class ToyDataset:
     """Images of a brightness pattern per class plus noise; counts how often test is opened."""
 
     spec = name = "toy"
+    task = "classification"
     defaults = DataDefaults(image_size=SIZE, backbone="toy", crop_pct=1.0, flip=False)
 
     def __init__(

@@ -60,9 +60,9 @@ def test_a_protocol_says_what_it_is(key, cls):
 def test_test_is_opened_once_and_every_image_has_an_outcome(key, cls, evaluated):
     found, data = evaluated(quick(cls))
     assert data.test_openings == 1
-    assert found.hits.dtype == bool
-    assert found.hits.shape == (len(data.test),)
-    assert found.metrics["top1"] == pytest.approx(found.hits.mean())
+    assert found.outcomes.hits.dtype == bool
+    assert found.outcomes.hits.shape == (len(data.test),)
+    assert found.metrics["top1"] == pytest.approx(found.outcomes.hits.mean())
     assert found.metrics["top1"] > 1.5 / len(data.classes)  # it has learnt something
     json.dumps([found.metrics, found.selection], allow_nan=False)
 
@@ -74,14 +74,14 @@ def test_what_is_chosen_does_not_depend_on_the_test_labels(key, cls, evaluated):
     blind.test.labels = np.random.default_rng(0).permutation(blind.test.labels)
     again, _ = evaluated(quick(cls), blind)
     assert again.selection == found.selection
-    assert not np.array_equal(again.hits, found.hits)
+    assert not np.array_equal(again.outcomes.hits, found.outcomes.hits)
 
 
 @pytest.mark.parametrize(("key", "cls"), ALL)
 def test_the_same_twice_and_silent(key, cls, evaluated, capfd):
     first, _ = evaluated(quick(cls))
     second, _ = evaluated(quick(cls))
-    np.testing.assert_array_equal(first.hits, second.hits)
+    np.testing.assert_array_equal(first.outcomes.hits, second.outcomes.hits)
     assert (first.metrics, first.selection) == (second.metrics, second.selection)
     assert tuple(capfd.readouterr()) == ("", "")
 
@@ -105,7 +105,7 @@ def test_unlabelled_data_is_refused(key, cls):
 def test_backbones_without_class_token_or_depth_are_evaluated(key, cls, tmp_path):
     for options in ({"cls_token": False}, {"depth": 1}):
         found = quick(cls).evaluate(toy_encoder(**options), ToyDataset(), around(tmp_path))
-        assert len(found.hits) == 80
+        assert found.outcomes.n == 80
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_normalisations_are_what_they_are_called(tmp_path, normalisation, token)
         mean, std = bank.mean(0), bank.std(0, correction=0)
         bank, queries = (bank - mean) / std, (queries - mean) / std
     expected = brute_force(bank, data.train.labels, queries, 5, 0.07, 6) == data.test.labels
-    np.testing.assert_array_equal(found.hits, expected)
+    np.testing.assert_array_equal(found.outcomes.hits, expected)
 
 
 def test_more_neighbours_than_train_fall_away_and_it_is_said(tmp_path):

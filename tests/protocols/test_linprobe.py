@@ -212,14 +212,14 @@ def test_top5_is_given_where_it_says_something(tmp_path, classes, has):
     data = ToyDataset(classes=classes)
     found = LinearProbe(min_steps=20, epochs=1).evaluate(toy_encoder(), data, around(tmp_path))
     assert ("top5" in found.metrics) == has
-    assert found.metrics["top1"] == found.hits.mean()
+    assert found.metrics["top1"] == found.outcomes.hits.mean()
     assert found.metrics.get("top5", 1) >= found.metrics["top1"]
 
 
 def test_a_handful_of_images_is_enough_to_run(tmp_path):
     data = ToyDataset(sizes=(3, 2, 2), classes=2)
     found = LinearProbe(min_steps=20).evaluate(toy_encoder(), data, around(tmp_path))
-    assert len(found.hits) == 2
+    assert found.outcomes.n == 2
 
 
 def test_progress_reaches_the_end(tmp_path):
@@ -244,5 +244,5 @@ def test_the_metrics_are_those_of_the_chosen_head(tmp_path):
         readouts=(chosen["readout"],),
         batch_norm=(chosen["batch_norm"],),
     ).evaluate(encoder, copy.copy(data), around(tmp_path))
-    np.testing.assert_array_equal(alone.hits, found.hits)
+    np.testing.assert_array_equal(alone.outcomes.hits, found.outcomes.hits)
     assert alone.metrics == pytest.approx(found.metrics)

@@ -31,6 +31,8 @@ def without_labels(digits):
     """The digits as if nobody had said what they are."""
 
     class Unlabelled:
-        name, fingerprint, classes, defaults = "flat", "0" * 64, None, replace(digits.defaults)
+        name = spec = "flat"
+        task, fingerprint, classes = "classification", "0" * 64, None
+        defaults = replace(digits.defaults)
 
     return Unlabelled()

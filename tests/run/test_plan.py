@@ -9,6 +9,7 @@ import pytest
 
 from mimbench import registry
 from mimbench.errors import UserError
+from mimbench.outcomes import Hits
 from mimbench.plan import Plan, make_plan
 from mimbench.request import make_request
 from mimbench.spec import Job
@@ -17,7 +18,7 @@ from mimbench.spec import Job
 @pytest.fixture
 def plan(digits):
     def make(methods: str = "mae", data=digits, **options) -> Plan:
-        return make_plan(make_request({"methods": methods, **options}), data, "fp32")
+        return make_plan(make_request({"methods": methods, **options}), [data], "fp32")
 
     return make
 
@@ -84,7 +85,7 @@ def test_precision_and_data_are_part_of_the_name(plan, digits):
             return getattr(digits, name)
 
     assert not ids(plan()) & ids(plan(data=Other()))
-    assert not ids(plan()) & ids(make_plan(make_request({"methods": "mae"}), digits, "bf16"))
+    assert not ids(plan()) & ids(make_plan(make_request({"methods": "mae"}), [digits], "bf16"))
 
 
 def test_a_protocols_settings_are_part_of_its_jobs_only(plan):
@@ -314,7 +315,7 @@ def test_results_of_a_renamed_folder_stay_in_their_table(tmp_path):
             "external": "none", "protocol": "knn", "protocol_version": 1, "fields": {}, "seed": 0,
             "setting": {**SETTING.content(), "data": name},
         }  # fmt: skip
-        hits = records.pack_hits(np.array([True, False]))
+        hits = Hits(np.array([True, False])).pack()
         times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:00+00:00"}
         record = Record(
             id=f"{i:016x}", kind="evaluate", name=method, status="done", content=content,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from mimbench import records
 from mimbench.errors import UserError
+from mimbench.outcomes import Hits
 from mimbench.spec import FORMAT, Record
 
 JOB = "0123456789abcdef"
@@ -42,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 @given(st.lists(st.booleans(), max_size=40))
 def test_every_hit_survives_packing(hits):
-    packed = json.loads(json.dumps(records.pack_hits(np.array(hits, bool))))
-    assert records.unpack_hits(packed).tolist() == hits
+    packed = json.loads(json.dumps(Hits(np.array(hits, bool)).pack()))
+    assert Hits.unpack(packed).hits.tolist() == hits
 
 
 @pytest.mark.parametrize(
@@ -51,16 +52,16 @@ def test_every_hit_survives_packing(hits):
 )
 def test_damaged_hits_are_refused(packed):
     with pytest.raises(ValueError, match="damaged"):
-        records.unpack_hits(packed)
+        Hits.unpack(packed)
 
 
 def test_probabilities_are_not_taken_for_hits():
     with pytest.raises(ValueError, match="bool"):
-        records.pack_hits(np.array([0.3, 0.9]))
+        Hits(np.array([0.3, 0.9])).pack()
 
 
 def test_a_record_comes_back_as_written(folder):
-    written = record(metrics={"top1": 0.875}, outcomes=records.pack_hits(np.array([True, False])))
+    written = record(metrics={"top1": 0.875}, outcomes=Hits(np.array([True, False])).pack())
     path = records.write(folder, written)
     assert path == records.path_of(folder, JOB)
     assert records.find(folder, JOB) == written
