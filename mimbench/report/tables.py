@@ -265,7 +265,7 @@ def _hits(entries: list[Any]) -> np.ndarray | None:
             return None
         where = f"records/{entry.record}.json"
         try:
-            rows.append(Hits.unpack(entry.outcomes).hits)
+            rows.append(Hits.unpacked(entry.outcomes).hits)
         except ValueError as error:
             raise UserError(f"{where} is damaged ({error}); move it away and run again") from error
         if rows[-1].size == 0 or abs(rows[-1].mean() - entry.value) > 1e-6:

@@ -55,8 +55,8 @@ def test_records_hold_all_that_a_result_hangs_on(made):
     by_kind = {r.kind: r for r in records.read_folder(result.folder) if r.content["method"] == "mae"}
     pretrain, evaluate = by_kind["pretrain"], by_kind["evaluate"]
     assert evaluate.needs == {pretrain.id: pretrain.product["encoder.safetensors"]}
-    assert len(Hits.unpack(evaluate.outcomes).hits) == evaluate.data["sizes"]["test"]
-    assert Hits.unpack(evaluate.outcomes).hits.mean() == evaluate.metrics["top1"]
+    assert len(Hits.unpacked(evaluate.outcomes).hits) == evaluate.data["sizes"]["test"]
+    assert Hits.unpacked(evaluate.outcomes).hits.mean() == evaluate.metrics["top1"]
     assert evaluate.cost["wall_seconds"] == pretrain.cost["wall_seconds"] > 0
     assert pretrain.curve[-1]["images"] == 64
     assert pretrain.content["recipe"]["base_lr"] > 0

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 @given(st.lists(st.booleans(), max_size=40))
 def test_every_hit_survives_packing(hits):
     packed = json.loads(json.dumps(Hits(np.array(hits, bool)).pack()))
-    assert Hits.unpack(packed).hits.tolist() == hits
+    assert Hits.unpacked(packed).hits.tolist() == hits
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_hit_survives_packing(hits):
 )
 def test_damaged_hits_are_refused(packed):
     with pytest.raises(ValueError, match="damaged"):
-        Hits.unpack(packed)
+        Hits.unpacked(packed)
 
 
 def test_probabilities_are_not_taken_for_hits():
