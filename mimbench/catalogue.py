@@ -102,7 +102,10 @@ def protocols_table() -> RenderableType:
     """All protocols with their settings."""
     parts: list[RenderableType] = []
     for key, cls in registry.protocols().items():
-        parts += [Text.assemble((f"{key}@{cls.version}", "bold"), f"  {cls.summary}"), _settings(cls, key)]
+        head = Text.assemble((f"{key}@{cls.version}", "bold"), f"  {cls.summary} ({cls.task}, {cls.metric})")
+        parts += [head, _settings(cls, key)]
+        recipes = [(f"{key}:{name}", preset.source) for name, preset in cls.presets.items()]
+        parts += [_facts(recipes, "official recipes")] if recipes else []
     return Group(*parts)
 
 
