@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mimbench.data.dataset import Dataset, Split, open_dataset
 from mimbench.data.sources.base import DataDefaults
+from mimbench.data.targets import Boxes
 
 if TYPE_CHECKING:
     from mimbench.data.checking import CheckReport, check
@@ -27,6 +28,7 @@ _LAZY = {
 
 __all__ = [
     "Batch",
+    "Boxes",
     "CheckReport",
     "DataDefaults",
     "Dataset",

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mimbench.data.annotated import readings
 from mimbench.data.cache import cache_folder
-from mimbench.data.dataset import broken_images, listing
-from mimbench.data.scan import Scan, scan
+from mimbench.data.dataset import broken_images, listing, split_fingerprint
+from mimbench.data.scan import Scan
 from mimbench.data.sources.base import Listing
-from mimbench.data.splits import check_classes, divide, fingerprint, require_two_classes
+from mimbench.data.splits import check_classes, divide, require_two_classes
 from mimbench.errors import UserError
 from mimbench.progress import Progress, silent
 
@@ -63,7 +64,7 @@ def check(
     """
     found = listing(spec)
     folder = cache_folder("data", cache)
-    scans = {name: scan(part, folder, report) for name, part in found.parts.items()}
+    scans = readings(found, folder, report)
     broken = broken_images(found, scans)
     facts: dict[str, Any] = {
         "spec": spec,
@@ -110,7 +111,7 @@ def _per_split(
         labels = found.parts[origin].labels
         labels = None if labels is None else labels[indices]
         digests = scans[origin].digests[indices]
-        fingerprints[name] = fingerprint(digests, labels)
+        fingerprints[name] = split_fingerprint(found, origin, scans[origin], indices)
         contents[name] = [row.tobytes() for row in digests]
         if labels is not None and found.classes is not None:
             counts = np.bincount(labels, minlength=len(found.classes))

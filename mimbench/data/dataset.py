@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from mimbench import registry
+from mimbench.data.annotated import Targets, readings, targets
 from mimbench.data.cache import cache_folder
-from mimbench.data.scan import Scan, scan
+from mimbench.data.scan import Scan
 from mimbench.data.sources.base import Listing, Part
 from mimbench.data.splits import check_classes, divide, fingerprint, require_two_classes
 from mimbench.data.store import Pixels, pixels, store_side
+from mimbench.data.targets import Target
 from mimbench.errors import UserError, unknown
 from mimbench.progress import Progress, silent
 from mimbench.protocol import Task
@@ -23,7 +25,8 @@ from mimbench.spec import content_hash
 class Split:
     """One of train, validation and test.
 
-    labels: int64 [N], or None. fingerprint: SHA-256 hex over (encoded content, label) of every sample in
+    labels: int64 [N], one an image; None for unlabelled images and for those annotated otherwise, see
+    ``target``. fingerprint: SHA-256 hex over (encoded content, label or annotations) of every sample in
     order; paths have no part in it.
     """
 
@@ -36,6 +39,7 @@ class Split:
         positions: np.ndarray,
         part: Part,
         indices: np.ndarray,
+        targets: Targets | None = None,
     ):
         self.name = name
         self.labels = labels
@@ -44,6 +48,7 @@ class Split:
         self._positions = positions  # of the samples, in ``pixels``
         self._part = part
         self._indices = indices  # of the samples, in ``part``
+        self._targets = targets
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -54,6 +59,18 @@ class Split:
     def image(self, index: int) -> np.ndarray:
         """Pixels uint8 [H, W, 3]. Do not write into them. Raises UserError if the file is gone meanwhile."""
         return self._pixels.image(int(self._positions[index]))
+
+    def target(self, index: int) -> Target:
+        """The annotations of an image of a segmentation or detection set.
+
+        Segmentation: classes [H, W] at the image's own resolution, uint8 with 255 for pixels of no class
+        (uint16 and 65535 where there are more than 254 classes). Detection: ``Boxes``.
+
+        Raises UserError if their file is gone meanwhile, or if the dataset has none.
+        """
+        if self._targets is None:
+            raise UserError("these images have no label maps and no boxes; give ade20k:PATH or coco:PATH")
+        return self._targets.target(int(self._positions[index]))
 
     def sample_id(self, index: int) -> str:
         """A sample's name for people, such as its path below the dataset's root."""
@@ -68,8 +85,10 @@ class Split:
 class Dataset:
     """A dataset that is divided, checked and ready to be read. ``open_dataset`` makes one.
 
-    task: what its annotations are for.
+    task: what its annotations are for; "classification" for unlabelled ones too.
     classes: names in the order of the labels; None: unlabelled, with train and validation only.
+    category_ids: detection: of the classes, in the source's own files. has_masks: detection: whether every
+    object has an outline.
     skipped: names of the broken images that were left out.
     test_openings: how often the test split was handed out; an evaluation opens it once.
     """
@@ -81,12 +100,14 @@ class Dataset:
         splits: dict[str, Split],
         skipped: tuple[str, ...],
         rule: str,
-        store_side: int,
+        store_side: int | None,
     ):
         self.spec = spec
         self.name = listing.name
-        self.task: Task = "classification"
+        self.task: Task = listing.task
         self.classes = listing.classes
+        self.category_ids = listing.category_ids
+        self.has_masks = listing.has_masks
         self.defaults = listing.defaults
         self.train = splits["train"]
         self.validation = splits["validation"]
@@ -129,6 +150,7 @@ class Dataset:
         """Facts for the record, as JSON data."""
         return {
             "name": self.name,
+            "task": self.task,
             "fingerprint": self.fingerprint,
             "sizes": self._sizes(),
             "fingerprints": self._fingerprints(),
@@ -179,11 +201,13 @@ def open_dataset(
     cache: Path | None = None,
     report: Callable[[Progress], None] = silent,
 ) -> Dataset:
-    """Open ``digits``, ``imagefolder:``, ``parquet:``, ``cifar10:`` or ``imagenet:PATH``, or ``hf:NAME``.
+    """Open ``digits``, ``imagefolder:``, ``parquet:``, ``cifar10:`` or ``imagenet:PATH``, or ``hf:NAME``;
+    for segmentation ``ade20k:PATH``, for detection ``coco:PATH``.
 
     Reads and checks every image once (remembered until a file changes) and decodes them into a prepared
     store where they fit. ``image_size`` (default: the dataset's own) decides how large images are kept, see
-    ``mimbench.data.store.store_side``. ``cache`` defaults to $MIMBENCH_CACHE or ~/.cache/mimbench.
+    ``mimbench.data.store.store_side``; with label maps or boxes they are kept whole.
+    ``cache`` defaults to $MIMBENCH_CACHE or ~/.cache/mimbench.
 
     Splits: train, validation and test as the source gives them. Where it gives no test, its validation
     part is the test split, and validation is a fixed tenth of train. Where it gives train alone, test and
@@ -195,15 +219,16 @@ def open_dataset(
     found = listing(spec)
     require_two_classes(found)
     folder = cache_folder("data", cache)
-    scans = {name: scan(part, folder, report) for name, part in found.parts.items()}
+    scans = readings(found, folder, report)
     broken = broken_images(found, scans)
     if broken and not skip_broken:
         raise UserError(_complaint(found, broken))
     chosen, rule = divide(found, scans)
     check_classes(found, chosen)
 
-    side = store_side(image_size or found.defaults.image_size)
+    side = None if found.annotations else store_side(image_size or found.defaults.image_size)
     stores = {name: pixels(part, scans[name], side, folder, report) for name, part in found.parts.items()}
+    marks = {name: targets(a, scans[name], folder, report) for name, a in found.annotations.items()}
     splits = {}
     for name, (origin, indices) in chosen.items():
         part, reading = found.parts[origin], scans[origin]
@@ -212,20 +237,33 @@ def open_dataset(
         splits[name] = Split(
             name,
             labels,
-            fingerprint(reading.digests[indices], labels),
+            split_fingerprint(found, origin, reading, indices),
             stores[origin],
             position[indices],
             part,
             indices,
+            marks.get(origin),
         )
     return Dataset(spec, found, splits, tuple(broken), rule, side)
+
+
+def split_fingerprint(found: Listing, origin: str, reading: Scan, indices: np.ndarray) -> str:
+    """Of the samples ``indices`` of the part ``origin``."""
+    labels = found.parts[origin].labels
+    return fingerprint(
+        reading.digests[indices],
+        None if labels is None else labels[indices],
+        None if reading.targets is None else reading.targets[indices],
+        found.annotations[origin].meaning if origin in found.annotations else "",
+    )
 
 
 def _complaint(found: Listing, broken: dict[str, str]) -> str:
     total = sum(map(len, found.parts.values()))
     named = ", ".join(f"{name} ({reason})" for name, reason in list(broken.items())[:10])
     more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
+    verb = "used" if found.annotations else "read"
     return (
-        f"{len(broken)} of the {total} images of {found.name} cannot be read: {named}{more}; "
+        f"{len(broken)} of the {total} images of {found.name} cannot be {verb}: {named}{more}; "
         "mend or remove them, or go on without them by --skip-broken"
     )

@@ -87,20 +87,43 @@ def decode(content: bytes) -> np.ndarray:
     return np.array(_rgb(image))
 
 
-def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width after bringing the short side down to ``short_side``; never up.
+def decode_numbers(content: bytes) -> np.ndarray:
+    """The numbers uint8 or uint16 [H, W] that a PNG of one channel holds; raises BrokenImageError.
+
+    Of a palette they are the indices, not the colours.
+    """
+    image = _open(content)
+    _load(image)
+    if image.format != "PNG":
+        raise BrokenImageError(f"a {image.format} file; label maps are PNG")
+    if image.mode not in ("L", "P", "1", "I", "I;16"):
+        raise BrokenImageError("colours; a label map has one number a pixel, as grey levels or a palette")
+    numbers = np.array(image)
+    if image.mode == "1":
+        return numbers.astype(np.uint8)
+    depth, kind = content[24], content[25]  # in IHDR, which is always the first chunk
+    if kind == 0 and depth in (2, 4):  # few grey levels, which Pillow spreads over 0 to 255
+        return numbers // (255 // (2**depth - 1))
+    return numbers if numbers.dtype == np.uint8 else numbers.astype(np.uint16)
+
+
+def shrunk_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Height and width after bringing the short side down to ``short_side``; never up. None: as they are.
 
     The long side is cut to whole pixels, as torchvision's ``Resize`` does.
     """
-    if min(height, width) <= short_side:
+    if short_side is None or min(height, width) <= short_side:
         return height, width
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
 
 
-def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
-    """Pixels uint8 [H, W, 3] with a short side of at most ``short_side``, by antialiased bicubic."""
+def shrink(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] with a short side of at most ``short_side``, by antialiased bicubic.
+
+    None: as they are.
+    """
     height, width = shrunk_size(pixels.shape[0], pixels.shape[1], short_side)
     if (height, width) == pixels.shape[:2]:
         return pixels

@@ -21,7 +21,7 @@ from filelock import FileLock
 from mimbench.data.cache import writing
 from mimbench.data.images import BrokenImageError, UnreachableImageError
 from mimbench.data.parallel import in_threads
-from mimbench.data.sources.base import Part, Units
+from mimbench.data.sources.base import Samples, Units
 from mimbench.progress import Progress
 
 FORMAT = 1
@@ -34,12 +34,14 @@ class Scan:
     digests: uint8 [N, 32], SHA-256 of the encoded bytes.
     sizes: int32 [N, 2], height and width; 0 where broken.
     broken: reason by sample index. unreachable: those whose bytes could not be had at all.
+    targets: uint8 [N, 32], SHA-256 of the annotations, where there are any beside the labels.
     """
 
     digests: np.ndarray
     sizes: np.ndarray
     broken: dict[int, str]
     unreachable: list[int] = field(default_factory=list)
+    targets: np.ndarray | None = None
 
     @classmethod
     def empty(cls, count: int) -> Scan:
@@ -47,11 +49,13 @@ class Scan:
         return cls(np.zeros((count, 32), np.uint8), np.zeros((count, 2), np.int32), {})
 
 
-def scan(part: Part, folder: Path, report: Callable[[Progress], None]) -> Scan:
+def scan(
+    part: Samples, folder: Path, report: Callable[[Progress], None], stage: str = "checking images"
+) -> Scan:
     """The reading of ``part``, remembered under ``folder`` (the cache's)."""
     if part.units is None:
         result = Scan.empty(len(part))
-        _read(part, result, part.pieces(), report)
+        _read(part, result, part.pieces(), report, stage)
         return result
     name = hashlib.sha256(f"{FORMAT} {part.identity}".encode()).hexdigest()[:32]
     path = folder / "scans" / f"{name}.npz"
@@ -65,19 +69,21 @@ def scan(part: Part, folder: Path, report: Callable[[Progress], None]) -> Scan:
         if known is not None and known.units == part.units:
             return known.scan
         result = Scan.empty(len(part))
-        _read(part, result, _still_unknown(part, known, result), report)
+        _read(part, result, _still_unknown(part, known, result), report, stage)
         with writing(folder):
             _save(path, part.units.forget(result.unreachable), result)
         return result
 
 
-def _read(part: Part, result: Scan, pieces: list[range], report: Callable[[Progress], None]) -> None:
+def _read(
+    part: Samples, result: Scan, pieces: list[range], report: Callable[[Progress], None], stage: str
+) -> None:
     def work(piece: range) -> int:
         for index, content in zip(piece, part.read(piece), strict=True):
             try:
                 if isinstance(content, BrokenImageError):
                     raise content
-                result.digests[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+                result.digests[index] = np.frombuffer(part.digest(content), np.uint8)
                 result.sizes[index] = part.inspect(content)
             except BrokenImageError as error:
                 result.sizes[index] = 0
@@ -86,7 +92,7 @@ def _read(part: Part, result: Scan, pieces: list[range], report: Callable[[Progr
                     result.unreachable.append(index)
         return len(piece)
 
-    with_progress(work, pieces, "checking images", report)
+    with_progress(work, pieces, stage, report)
     result.broken = dict(sorted(result.broken.items()))
 
 
@@ -107,7 +113,7 @@ class _Known:
     scan: Scan
 
 
-def _still_unknown(part: Part, known: _Known | None, result: Scan) -> list[range]:
+def _still_unknown(part: Samples, known: _Known | None, result: Scan) -> list[range]:
     """Copies what is known of unchanged files into ``result``; returns the pieces left to read."""
     if known is None or part.units is None:
         return part.pieces()

@@ -59,13 +59,20 @@ def held_out(
     return [np.sort(np.concatenate(indices)) for indices in chosen]
 
 
-def fingerprint(digests: np.ndarray, labels: np.ndarray | None) -> str:
-    """SHA-256, in hex, over (content, label) of every sample, order included."""
+def fingerprint(
+    digests: np.ndarray, labels: np.ndarray | None, targets: np.ndarray | None = None, meaning: str = ""
+) -> str:
+    """SHA-256, in hex, over (content, label or annotations) of every sample, order included.
+
+    targets: uint8 [N, 32], of the annotations; meaning: of all of them, see ``Annotations.meaning``.
+    """
     rows = np.ascontiguousarray(digests, np.uint8)
+    kind = "unlabelled"
     if labels is not None:
-        rows = np.concatenate([rows, labels.astype("<i8").view(np.uint8).reshape(-1, 8)], axis=1)
-    kind = b"labelled" if labels is not None else b"unlabelled"
-    return hashlib.sha256(b"mimbench split 1 " + kind + rows.tobytes()).hexdigest()
+        rows, kind = np.concatenate([rows, labels.astype("<i8").view(np.uint8).reshape(-1, 8)], 1), "labelled"
+    if targets is not None:
+        rows, kind = np.concatenate([rows, targets], 1), f"annotated: {meaning} "
+    return hashlib.sha256(f"mimbench split 1 {kind}".encode() + rows.tobytes()).hexdigest()
 
 
 def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
@@ -83,10 +90,11 @@ def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str,
             None if labels is None else labels[samples],
             shares,
             source=found.name,
-            classes=found.classes,
+            classes=None if labels is None else found.classes,
         )
         return [samples[indices] for indices in parts]
 
+    stratified = "" if found.parts["train"].labels is None else "stratified, "
     if found.classes is None:
         if "validation" in sound:
             given = {name: (name, sound[name]) for name in ("train", "validation")}
@@ -108,20 +116,20 @@ def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str,
                 "test": (official, sound[official]),
             },
             f"test: the given {official} part; validation: {VALIDATION_SHARE:.0%} of train, "
-            "stratified, by a hash of the content",
+            f"{stratified}by a hash of the content",
         )
     for_validation, for_test = found.held_out
     test, validation, train = cut((for_test, for_validation))
     return (
         {"train": ("train", train), "validation": ("train", validation), "test": ("train", test)},
-        f"test: {for_test:.0%}, validation: {for_validation:.0%} of the whole, stratified, "
+        f"test: {for_test:.0%}, validation: {for_validation:.0%} of the whole, {stratified}"
         "by a hash of the content",
     )
 
 
 def require_two_classes(found: Listing) -> None:
-    """Raises UserError for a labelled source of fewer than two classes."""
-    if found.classes is not None and len(found.classes) < 2:
+    """Raises UserError for a labelled source of fewer than two classes; one is enough to be detected."""
+    if found.classes is not None and len(found.classes) < 2 and found.task != "detection":
         only = found.classes[0] if found.classes else "none"
         raise UserError(
             f"{found.name} has labels of one class only ({only}); an evaluation needs at least 2 classes, "
@@ -130,8 +138,11 @@ def require_two_classes(found: Listing) -> None:
 
 
 def check_classes(found: Listing, chosen: dict[str, tuple[str, np.ndarray]]) -> None:
-    """Raises UserError where a split of a labelled source lacks a class."""
-    if found.classes is None:
+    """Raises UserError where a split of a labelled source lacks a class.
+
+    In segmentation and detection it may: their metrics are means over the classes that occur.
+    """
+    if found.classes is None or found.annotations:
         return
     for name, (origin, indices) in chosen.items():
         labels = found.parts[origin].labels

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from mimbench.data.cache import free_bytes, writing
 from mimbench.data.images import BrokenImageError, shrink, shrunk_size
 from mimbench.data.scan import Scan, with_progress
-from mimbench.data.sources.base import Part
+from mimbench.data.sources.base import Part, Samples
 from mimbench.errors import UserError
 from mimbench.files import sync_folder
 from mimbench.progress import Progress
@@ -64,7 +64,7 @@ class Pixels(Protocol):
     def image(self, position: int) -> np.ndarray: ...
 
 
-class _Ragged:
+class Ragged:
     """Byte strings of different lengths in one memory-mapped file. Pickles as its path."""
 
     def __init__(self, folder: Path):
@@ -84,7 +84,7 @@ class _Ragged:
         return self._flat[self.offsets[position] : self.offsets[position + 1]]
 
 
-class Prepared(_Ragged):
+class Prepared(Ragged):
     """A finished store of pixels."""
 
     kind = "prepared"
@@ -104,7 +104,7 @@ class Streamed:
 
     kind = "streamed"
 
-    def __init__(self, part: Part, keep: np.ndarray, side: int, copied: _Ragged | None = None):
+    def __init__(self, part: Part, keep: np.ndarray, side: int | None, copied: Ragged | None = None):
         self._part, self._keep, self._side, self._copied = part, keep, side, copied
 
     def __len__(self) -> int:
@@ -122,21 +122,23 @@ class Streamed:
             raise changed(self._part, index, error) from error
 
 
-def changed(part: Part, index: int, error: Exception) -> UserError:
+def changed(part: Samples, index: int, error: Exception) -> UserError:
     """For a sample that was sound when it was checked."""
     reason = getattr(error, "strerror", None) or error
+    kind = "image" if isinstance(part, Part) else "annotation"
     return UserError(
-        f"the image {part.name(index)} can no longer be read ({reason}); it was sound when the dataset "
+        f"the {kind} {part.name(index)} can no longer be read ({reason}); it was sound when the dataset "
         "was checked: put it back and start again"
     )
 
 
-def pixels(part: Part, scan: Scan, side: int, folder: Path, report: Callable[[Progress], None]) -> Pixels:
-    """The images of ``part``'s sound samples: prepared where they fit, streamed where not."""
+def pixels(
+    part: Part, scan: Scan, side: int | None, folder: Path, report: Callable[[Progress], None]
+) -> Pixels:
+    """The images of ``part``'s sound samples (``side`` None: whole): prepared where they fit, else streamed."""
     keep = np.flatnonzero(scan.sizes[:, 0] > 0)
-    shapes = np.array([shrunk_size(h, w, side) for h, w in scan.sizes[keep].tolist()], np.int32).reshape(
-        -1, 2
-    )
+    kept = [shrunk_size(h, w, side) for h, w in scan.sizes[keep].tolist()]
+    shapes = np.array(kept, np.int32).reshape(-1, 2)
     lengths = shapes.astype(np.int64).prod(1) * 3
     content = hashlib.sha256(scan.digests[keep].tobytes()).hexdigest()
     stores = folder / "stores"
@@ -161,20 +163,35 @@ def pixels(part: Part, scan: Scan, side: int, folder: Path, report: Callable[[Pr
     if part.seekable:
         return Streamed(part, keep, side)
 
-    # A row of a table cannot be read alone at a bearable price: its bytes are laid out for that once.
-    target = stores / f"{content[:32]}-encoded-{FORMAT}"
-    if (copied := _finished(target, _Ragged)) is None:
-        sizes = np.zeros(len(part), np.int64)
+    copied = copied_bytes(part, keep, content, folder, report, "images")
+    return Streamed(part, keep, side, copied)
+
+
+def copied_bytes(
+    samples: Samples, keep: np.ndarray, key: str, folder: Path, report: Callable[[Progress], None], kind: str
+) -> Ragged:
+    """The encoded bytes of the samples ``keep``, laid out on disk, for what cannot be read one by one at a
+    bearable price, such as a row of a table. key: a hash of them. kind: what they are, for people.
+    """
+    with writing(folder):
+        (folder / "stores").mkdir(exist_ok=True)
+    target = folder / "stores" / f"{key[:32]}-encoded-{FORMAT}"
+    if (copied := _finished(target, Ragged)) is None:
+        sizes = np.zeros(len(samples), np.int64)
 
         def measure(piece: range) -> int:
-            for index, content in zip(piece, part.read(piece), strict=True):
+            for index, content in zip(piece, samples.read(piece), strict=True):
                 sizes[index] = 0 if isinstance(content, BrokenImageError) else len(content)
             return len(piece)
 
-        with_progress(measure, part.pieces(), "measuring images", report)
-        _write(target, part, keep, sizes[keep], None, lambda _, content: content, "copying images", report)
-        copied = _Ragged(target)
-    return Streamed(part, keep, side, copied)
+        with_progress(measure, samples.pieces(), f"measuring {kind}", report)
+        _write(target, samples, keep, sizes[keep], None, _as_it_is, f"copying {kind}", report)
+        copied = Ragged(target)
+    return copied
+
+
+def _as_it_is(_: int, content: bytes) -> bytes:
+    return content
 
 
 def _finished(target: Path, kind: type[Any]) -> Any:
@@ -189,7 +206,7 @@ def _finished(target: Path, kind: type[Any]) -> Any:
 
 def _write(
     target: Path,
-    part: Part,
+    part: Samples,
     keep: np.ndarray,
     lengths: np.ndarray,
     shapes: np.ndarray | None,
@@ -201,7 +218,7 @@ def _write(
     temporary = target.with_suffix(".tmp")
     with writing(target.parent), FileLock(_lock(target)):
         _clean(target.parent, own=target)
-        kind = _Ragged if shapes is None else Prepared
+        kind = Ragged if shapes is None else Prepared
         if _finished(target, kind) is not None:
             return
         for leftover in (temporary, target):
@@ -217,7 +234,7 @@ def _write(
 
 def _fill(
     folder: Path,
-    part: Part,
+    part: Samples,
     keep: np.ndarray,
     lengths: np.ndarray,
     shapes: np.ndarray | None,

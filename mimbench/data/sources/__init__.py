@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mimbench.data.sources.base import DataDefaults, Listing, Part, Units
+from mimbench.data.sources.ade20k import ade20k
+from mimbench.data.sources.base import Annotations, DataDefaults, Listing, Part, Units
 from mimbench.data.sources.cifar10 import cifar10
+from mimbench.data.sources.coco import coco
 from mimbench.data.sources.digits import digits
 from mimbench.data.sources.hf import hf
 from mimbench.data.sources.imagefolder import imagefolder
@@ -17,7 +19,9 @@ from mimbench.data.sources.imagenet import imagenet
 from mimbench.data.sources.parquet import parquet
 
 SOURCES: dict[str, Callable[[str], Listing]] = {
+    "ade20k": ade20k,
     "cifar10": cifar10,
+    "coco": coco,
     "digits": digits,
     "hf": hf,
     "imagefolder": imagefolder,
@@ -25,4 +29,4 @@ SOURCES: dict[str, Callable[[str], Listing]] = {
     "parquet": parquet,
 }
 
-__all__ = ["SOURCES", "DataDefaults", "Listing", "Part", "Units"]
+__all__ = ["SOURCES", "Annotations", "DataDefaults", "Listing", "Part", "Units"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from mimbench.data import images
 from mimbench.errors import UserError
+from mimbench.protocol import Task
 from mimbench.spec import Augmentation, View
 
 
@@ -82,16 +85,14 @@ class Units:
         return {(name, *numbers): start for (name, numbers), start in zip(rows, first, strict=False)}
 
 
-class Part(ABC):
-    """One official part of a source (its train, validation or test), in a fixed order.
+class Samples(ABC):
+    """Encoded samples in a fixed order, each of which has a height and a width.
 
-    labels: int64 [N], or None.
-    identity: tells parts of different sources apart in the cache, e.g. an absolute path.
-    units: the files it is made of, in order; None: never remembered, read anew each time.
-    seekable: whether ``encoded`` is fast for one sample anywhere.
+    identity: tells samples of different sources apart in the cache, e.g. an absolute path.
+    units: the files they are made of, in order; None: never remembered, read anew each time.
+    seekable: whether ``encoded`` is fast for one sample anywhere, and in any process.
     """
 
-    labels: np.ndarray | None
     identity: str
     units: Units | None = None
     seekable: bool = True
@@ -107,8 +108,16 @@ class Part(ABC):
     def encoded(self, index: int) -> bytes:
         """The stored bytes of one sample. Raises OSError."""
 
+    @abstractmethod
+    def inspect(self, content: bytes) -> tuple[int, int]:
+        """Height and width, after making sure that decoding will work. Raises BrokenImageError."""
+
+    def digest(self, content: bytes) -> bytes:
+        """SHA-256 of what a sample says."""
+        return hashlib.sha256(content).digest()
+
     def pieces(self) -> list[range]:
-        """Ranges of samples that together cover the part, each read in one go by ``read``."""
+        """Ranges of samples that together cover them all, each read in one go by ``read``."""
         return [range(start, min(start + 64, len(self))) for start in range(0, len(self), 64)]
 
     def read(self, piece: range) -> Iterator[bytes | images.BrokenImageError]:
@@ -119,6 +128,15 @@ class Part(ABC):
             except OSError as error:
                 yield images.UnreachableImageError(error.strerror or str(error))
 
+
+class Part(Samples):
+    """The images of one official part of a source: its train, validation or test.
+
+    labels: int64 [N], or None.
+    """
+
+    labels: np.ndarray | None
+
     def inspect(self, content: bytes) -> tuple[int, int]:
         """Height and width, after making sure that ``decode`` will work. Raises BrokenImageError."""
         return images.inspect(content)
@@ -126,6 +144,33 @@ class Part(ABC):
     def decode(self, content: bytes) -> np.ndarray:
         """Pixels uint8 [H, W, 3]. Raises BrokenImageError."""
         return images.decode(content)
+
+
+class Annotations(Samples):
+    """What is known of each image of a part: its label map, or the boxes in it. Same order as the images.
+
+    decode: turns a sample's bytes into the target; goes to worker processes, so it should be small.
+    meaning: what the bytes alone do not say and targets depend on; a part of the fingerprint.
+    key: tells contents apart that have equal digests but give other targets, such as those with other ids.
+    """
+
+    decode: Decoder
+    meaning: str
+    key: str = ""
+
+    def inspect(self, content: bytes) -> tuple[int, int]:
+        """Height and width of the image it is meant for. Raises BrokenImageError."""
+        return self.decode.size(content)
+
+
+class Decoder(Protocol):
+    """Encoded annotations of one image to what they say."""
+
+    def __call__(self, content: bytes) -> Any:
+        """The target, see ``Split.target``. Raises BrokenImageError."""
+
+    def size(self, content: bytes) -> tuple[int, int]:
+        """Height and width, after making sure that a call will work. Raises BrokenImageError."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +182,9 @@ class Listing:
     classes: names in the order of the labels, or None where there are no labels.
     held_out: shares of train that become (validation, test) where the source has one part only.
     notes: facts for the record, such as a part that was left out.
+    task: what the annotations are for. For segmentation and detection:
+    annotations: of every part. category_ids: of the classes in the source's own files, for detection.
+    has_masks: whether every object has an outline.
     """
 
     name: str
@@ -145,6 +193,10 @@ class Listing:
     defaults: DataDefaults = DataDefaults()
     held_out: tuple[float, float] = (0.1, 0.1)
     notes: tuple[str, ...] = field(default=())
+    task: Task = "classification"
+    annotations: Mapping[str, Annotations] = field(default_factory=dict)
+    category_ids: tuple[int, ...] = ()
+    has_masks: bool = False
 
 
 def existing(kind: str, argument: str) -> Path:

@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mimbench.data.sources.base import Listing, Part, Units, existing, local_name
+from mimbench.data.sources.files import SUFFIXES, collect
 from mimbench.errors import UserError
 
-SUFFIXES = {
-    ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
-}  # fmt: skip
 PART_NAMES = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -30,7 +28,7 @@ class ImageFiles(Part):
         self.labels = None
         self._prefix = prefix
         files: list[tuple[str, os.stat_result | None, int]] = []
-        self.subfolders = tuple(sorted(_collect(folder, "", files, ())))
+        self.subfolders = tuple(sorted(collect(folder, SUFFIXES, files)))
         files.sort(key=lambda file: file[0])
         self._files = self.units = Units.of(files)
         self.loose = sum("/" not in name for name, _, _ in files)  # right inside, in no subfolder
@@ -61,38 +59,6 @@ class ImageFiles(Part):
                 + (f", nor do {len(empty) - 1} others" if len(empty) > 1 else "")
                 + "; fill it or remove it"
             )
-
-
-def _collect(
-    folder: Path,
-    prefix: str,
-    files: list[tuple[str, os.stat_result | None, int]],
-    above: tuple[tuple[int, int], ...],
-) -> list[str]:
-    """Adds the image files below ``folder`` to ``files``; returns the names of its subfolders.
-
-    Links are followed, but not in circles; what is hidden is passed over.
-    """
-    try:
-        status = folder.stat()
-        with os.scandir(folder) as scanned:
-            entries = [e for e in scanned if not e.name.startswith((".", "__MACOSX"))]
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read ({error.strerror}); check its rights") from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return []
-    subfolders = []
-    for entry in entries:
-        if entry.is_dir():
-            subfolders.append(entry.name)
-            _collect(Path(entry.path), f"{prefix}{entry.name}/", files, (*above, here))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            try:
-                files.append((prefix + entry.name, entry.stat(), 1))
-            except OSError:  # a link to nowhere is a broken image, which the scan will name
-                files.append((prefix + entry.name, None, 1))
-    return subfolders
 
 
 def part_folders(root: Path) -> dict[str, Path]:

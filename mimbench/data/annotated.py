@@ -1,0 +1,78 @@
+"""Images and their annotations together: checked against each other, and annotations read by position."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mimbench.data.images import BrokenImageError
+from mimbench.data.scan import Scan, scan
+from mimbench.data.sources.base import Annotations, Decoder, Listing
+from mimbench.data.store import Ragged, changed, copied_bytes
+from mimbench.data.targets import Target
+from mimbench.progress import Progress
+
+
+def readings(found: Listing, folder: Path, report: Callable[[Progress], None]) -> dict[str, Scan]:
+    """What is known of each sample, by part. One whose annotations cannot be used is broken."""
+    scans = {name: scan(part, folder, report) for name, part in found.parts.items()}
+    for name, source in found.annotations.items():
+        marks = scan(source, folder, report, "checking annotations")
+        scans[name] = _together(scans[name], marks, source)
+    return scans
+
+
+def _together(images: Scan, marks: Scan, annotations: Annotations) -> Scan:
+    broken = {i: f"its annotation {annotations.name(i)}: {reason}" for i, reason in marks.broken.items()}
+    for i in np.flatnonzero((images.sizes != marks.sizes).any(1)).tolist():
+        if i not in images.broken and i not in broken:
+            (high, wide), (height, width) = marks.sizes[i].tolist(), images.sizes[i].tolist()
+            broken[i] = (
+                f"its annotation {annotations.name(i)} is of {wide} x {high} pixels, "
+                f"the image has {width} x {height}"
+            )
+    broken |= images.broken
+    sizes = images.sizes.copy()
+    sizes[list(broken)] = 0
+    return replace(images, sizes=sizes, broken=dict(sorted(broken.items())), targets=marks.digests)
+
+
+class Targets:
+    """The annotations of a part's sound samples, by position: decoded at each access.
+
+    From their own files, or from a copy of their bytes where the source has them in one.
+    """
+
+    def __init__(self, annotations: Annotations, keep: np.ndarray, copied: Ragged | None):
+        self._decode: Decoder = annotations.decode
+        self._annotations = annotations if copied is None else None  # may be large
+        self._keep, self._copied = keep, copied
+
+    def target(self, position: int) -> Target:
+        """Raises UserError if the file is gone or has changed meanwhile."""
+        if self._copied is not None:
+            return self._decode(self._copied.part(position).tobytes())
+        assert self._annotations is not None
+        index = int(self._keep[position])
+        try:
+            return self._decode(self._annotations.encoded(index))
+        except (OSError, BrokenImageError) as error:
+            raise changed(self._annotations, index, error) from error
+
+
+def targets(
+    annotations: Annotations, reading: Scan, folder: Path, report: Callable[[Progress], None]
+) -> Targets:
+    """The annotations of the samples that ``reading`` found sound. Label maps stay in their files, which
+    are small and quickly read."""
+    keep = np.flatnonzero(reading.sizes[:, 0] > 0)
+    copied = None
+    if not annotations.seekable:
+        assert reading.targets is not None
+        content = hashlib.sha256(annotations.key.encode() + reading.targets[keep].tobytes()).hexdigest()
+        copied = copied_bytes(annotations, keep, content, folder, report, "annotations")
+    return Targets(annotations, keep, copied)
