@@ -135,7 +135,7 @@ def changed(part: Samples, index: int, error: Exception) -> UserError:
 def pixels(
     part: Part, scan: Scan, side: int | None, folder: Path, report: Callable[[Progress], None]
 ) -> Pixels:
-    """The images of ``part``'s sound samples (``side`` None: whole): prepared where they fit, else streamed."""
+    """The images of ``part``'s sound samples (side None: whole), prepared where they fit, else streamed."""
     keep = np.flatnonzero(scan.sizes[:, 0] > 0)
     kept = [shrunk_size(h, w, side) for h, w in scan.sizes[keep].tolist()]
     shapes = np.array(kept, np.int32).reshape(-1, 2)
