@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.backbones.blocks import drop_path_scales
 from method_zoo.backbones.initial import xavier_
-from method_zoo.backbones.rope_vit import RopeViT, RotaryBlock, Seen, residual_scales
+from method_zoo.backbones.rope_vit import RopeViT, Seen
+from method_zoo.backbones.rotary import RotaryBlock
 from method_zoo.parts.collective import largest
 from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage
 from method_zoo.parts.inverse_block import InverseBlockMask
@@ -42,12 +44,10 @@ class Predictor(nn.Module):
         places = take(encoder.places(encoder.grid).expand(len(index), -1, -1), index)
         here, there = encoder.rotary(places), encoder.rotary(seen.places)
         x = self.mask_token.expand(*index.shape, -1)
-        depth = len(self.blocks)
-        scales: Tensor | list[None] = [None] * depth
-        if self.training and self.drop_path:
-            scales = residual_scales(self.drop_path, depth, x, keys, "drop path/predictor")
-        for block, scale in zip(self.blocks, scales, strict=True):
-            x = block(x, here, seen.tokens, there, scale)
+        rates = [self.drop_path if self.training else 0.0] * len(self.blocks)
+        scales = drop_path_scales(rates, x, keys, "drop path/predictor")
+        for i, block in enumerate(self.blocks):
+            x = block(x, here, seen.tokens, there, None if scales is None else scales[i])
         return encoder.final_norm(x)
 
 

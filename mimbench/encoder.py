@@ -58,6 +58,51 @@ class Backbone(Protocol):
 
     def final_norm(self, tokens: Tensor) -> Tensor: ...
 
+    def rebuilt(self, *, image_size: int | None = None, drop_path: float | None = None) -> Any:
+        """A trainable copy with the same weights, in the same mode; the original stays as it is.
+
+        image_size: of square images, in pixels; positions are interpolated. drop_path: rate at the last
+        block, growing linearly from 0 at the first. None keeps either. Raises UserError for a size that is
+        impossible. What only pre-training uses (a mask token) may be left out.
+        """
+        ...
+
+    def maps(
+        self,
+        images: Tensor,
+        layers: Sequence[int],
+        *,
+        window: int | None = None,
+        global_blocks: Sequence[int] = (),
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Patch tokens [B, D, H, W] as blocks left them, before the final norm; with gradients.
+
+        images: normalised [B, 3, S, S], S being ``image_size``. layers: from the end, -1 last. window: all
+        blocks but ``global_blocks`` (counted from 0) attend within windows of window x window patches, and
+        there is no class token. keys: as of ``encode``.
+        """
+        ...
+
+    def attentions(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Attention probabilities [B, heads, T, T] of blocks, class token and registers first.
+
+        images, layers: as of ``maps``. Raises UserError where there is no attention.
+        """
+        ...
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names in timm's form, for ``timm.optim.param_groups_layer_decay``.
+
+        Embeddings, positions and tokens are layer 0, block i is layer i + 1, the rest is matched by nothing,
+        which puts it into the last layer, depth + 1, together with a head's parameters.
+        """
+        ...
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not decayed, beside those of one dimension."""
+        ...
+
 
 class Encoder(nn.Module):
     """A frozen backbone behind one forward that always normalises, checks shapes and stays in eval mode."""
@@ -101,6 +146,41 @@ class Encoder(nn.Module):
         """Tokens of the last layer. images: uint8, or float in [0, 1], [B, 3, S, S]."""
         out = self.backbone.encode(self._normalised(images))
         return Tokens(out.cls, out.patches.unflatten(1, self.backbone.grid))
+
+    @torch.no_grad()
+    def tokens(
+        self,
+        images: Tensor,
+        layers: Sequence[int] = (-1,),
+        norm: Literal["final", "raw"] = "final",
+    ) -> tuple[Tokens, ...]:
+        """Tokens of blocks, counted from the end (-1 is the last), through the final norm or as they are.
+
+        images: as of ``forward``.
+        """
+        out = self.backbone.encode(self._normalised(images), layers=layers)
+        finish = self.backbone.final_norm if norm == "final" else lambda tokens: tokens
+        return tuple(
+            Tokens(None if cls is None else finish(cls), finish(patches).unflatten(1, self.backbone.grid))
+            for cls, patches in out.layers
+        )
+
+    @torch.no_grad()
+    def attentions(self, images: Tensor, layers: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+        """Attention probabilities [B, heads, T, T] of blocks, class token and registers first.
+
+        images: as of ``forward``. layers: as of ``tokens``. UserError where there is no attention.
+        """
+        return self.backbone.attentions(self._normalised(images), layers)
+
+    def resized(self, image_size: int) -> Encoder:
+        """The same encoder for images of another size, positions interpolated; see ``Backbone.rebuilt``."""
+        if image_size == self.image_size:
+            return self
+        backbone = self.backbone.rebuilt(image_size=image_size)
+        return Encoder(backbone, self.mean.flatten().tolist(), self.std.flatten().tolist()).to(
+            self.mean.device
+        )
 
     @torch.no_grad()
     def readouts(self, images: Tensor, readouts: Sequence[Readout]) -> dict[Readout, Tensor]:

@@ -10,9 +10,17 @@ from torch import nn
 from method_zoo.backbones.pixels import Pixels
 from method_zoo.backbones.rope_vit import RopeViT
 from method_zoo.backbones.token_vit import TokenViT
-from method_zoo.backbones.vit import SIZES, ViT
-from mimbench.errors import UserError, unknown
+from method_zoo.backbones.transformer import check_image_size
+from method_zoo.backbones.vit import ViT
+from mimbench.errors import unknown
 
+SIZES: dict[str, dict[str, int]] = {
+    "micro": {"embed_dim": 64, "depth": 4, "num_heads": 2},  # for images of a few hundred pixels
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},  # DeiT (arXiv:2012.12877), as small
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv:2010.11929), as large
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
 NAMES = rf"pixels|vit_({'|'.join(SIZES)})_patch[1-9]\d*"  # a regular expression of all it builds
 
 
@@ -32,12 +40,7 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
         patch = match[2] if match else "16"
         raise unknown("backbone", name, [*(f"vit_{size}_patch{patch}" for size in SIZES), "pixels"])
     size, patch_size = SIZES[match[1]], int(match[2])
-    if image_size % patch_size:
-        below = image_size // patch_size * patch_size or patch_size
-        raise UserError(
-            f"backbone {name} cuts images into patches of {patch_size} pixels, which do not divide an "
-            f"image size of {image_size}; take an image size such as {below} or another patch size"
-        )
+    check_image_size(name, patch_size, image_size)
     cls: type[nn.Module] = TokenViT if "tokenizer" in options else ViT
     if options.get("positions") == "rope":
         cls = RopeViT

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 
+from method_zoo.backbones.windows import Windows
 from mimbench import rng
 from mimbench.errors import UserError
 
@@ -54,13 +55,26 @@ def make_block(config: Mapping[str, Any]) -> Block:
     return block
 
 
-def run_block(block: Block, x: Tensor, bias: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
+def run_block(
+    block: Block,
+    x: Tensor,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+    windows: Windows | None = None,
+) -> Tensor:
     """A block's output on x [B, T, D]. bias: added to the attention's scores; scales: [2, B, 1, 1], on its
-    residual branches (see ``drop_path_scales``)."""
-    if scales is None:
+    residual branches (see ``drop_path_scales``); windows: within which the patches x look at each other."""
+    if scales is None and windows is None:
         return block(x, attn_mask=bias)
-    x = x + scales[0] * block.ls1(block.attn(block.norm1(x), attn_mask=bias))
-    return x + scales[1] * block.ls2(block.mlp(block.norm2(x)))
+    y = block.norm1(x)
+    if windows is None:
+        y = block.attn(y, attn_mask=bias)
+    else:
+        y = windows.join(block.attn(windows.split(y), attn_mask=bias))
+    y = block.ls1(y)
+    x = x + (y if scales is None else scales[0] * y)
+    y = block.ls2(block.mlp(block.norm2(x)))
+    return x + (y if scales is None else scales[1] * y)
 
 
 def drop_path_scales(
@@ -97,8 +111,10 @@ def fused_attention_pays(x: Tensor) -> bool:
 
 def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:
     """Set the ``attn`` of blocks to fused, or to separate products where those are faster by far."""
+    fused = fused_attention_pays(x)
     for block in blocks:
-        block.attn.fused_attn = fused_attention_pays(x)
+        if hasattr(block.attn, "fused_attn"):  # a rotary one chooses by itself
+            block.attn.fused_attn = fused
 
 
 def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -108,13 +124,18 @@ def attention_probabilities(block: Block, x: Tensor, bias: Tensor | None) -> Ten
     return (scores if bias is None else scores + bias).softmax(-1)
 
 
-def query_key_value(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block's queries, keys and values on its input x [B, T, D], each [B, heads, T, D / heads]."""
-    if not isinstance(block, Block):
+def query_key_value(block: Block, x: Tensor, windows: Windows | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A block's queries, keys and values on its input x [B, T, D], each [B, heads, T, D / heads].
+
+    With windows [B·n, heads, size², D / heads]. UserError for a block that is not a plain ViT's.
+    """
+    if not isinstance(block, Block) or not isinstance(block.attn, Attention):
         raise UserError(
-            "queries, keys and values are asked of a plain ViT; this encoder's are turned by their places, "
-            "so name another teacher"
+            f"queries, keys and values are asked of a plain ViT; this encoder has a {type(block).__name__} "
+            f"with {type(block.attn).__name__ if hasattr(block, 'attn') else 'another attention'}, so name "
+            "another"
         )
-    attn = block.attn
-    q, k, v = attn.qkv(block.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    attn, y = block.attn, block.norm1(x)
+    y = y if windows is None else windows.split(y)
+    q, k, v = attn.qkv(y).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return attn.q_norm(q), attn.k_norm(k), v

@@ -8,8 +8,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from method_zoo.backbones.transformer import check_image_size, check_images, check_layers
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
+
+NO_ATTENTION = "raw pixels have no attention; ask it of a ViT backbone"
 
 
 class Pixels(nn.Module):
@@ -32,11 +35,7 @@ class Pixels(nn.Module):
         cls_token: bool = True,
     ):
         super().__init__()
-        if image_size % patch_size:
-            raise UserError(
-                f"backbone {name} cuts images into patches of {patch_size} pixels, which do not divide an "
-                f"image size of {image_size}; take another image size or patch size"
-            )
+        check_image_size(name, patch_size, image_size)
         self.config: dict[str, Any] = {
             "name": name,
             "image_size": image_size,
@@ -44,7 +43,7 @@ class Pixels(nn.Module):
             "side": side,
             "cls_token": cls_token,
         }
-        self.cls_token = cls_token
+        self.cls_token, self.image_size = cls_token, image_size
         self.patch_size = patch_size
         self.side = min(side, image_size)
         self.embed_dim = 3 * self.side**2
@@ -61,7 +60,7 @@ class Pixels(nn.Module):
     ) -> Encoded:
         """See ``mimbench.encoder.Backbone``. Hidden patches are zero: the mean of normalised images."""
         if attention:
-            raise UserError("raw pixels have no attention; ask it of a ViT backbone")
+            raise UserError(NO_ATTENTION)
         size, kept = self.patch_size, None
         if mask is not None:
             shown = (~mask).view(-1, 1, *self.grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
@@ -78,6 +77,37 @@ class Pixels(nn.Module):
     def final_norm(self, tokens: Tensor) -> Tensor:
         """The identity: pixels have no last norm."""
         return tokens
+
+    def rebuilt(self, *, image_size: int | None = None, drop_path: float | None = None) -> Pixels:
+        """See ``mimbench.encoder.Backbone``. There is no path to drop."""
+        return Pixels(**{**self.config, "image_size": image_size or self.image_size})
+
+    def maps(
+        self,
+        images: Tensor,
+        layers: Sequence[int],
+        *,
+        window: int | None = None,
+        global_blocks: Sequence[int] = (),
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """See ``mimbench.encoder.Backbone``; windows change nothing where nothing looks at anything."""
+        check_images(images, self.image_size)
+        check_layers(layers, self.depth)
+        tokens = self.encode(images).patches
+        return (tokens.transpose(1, 2).unflatten(2, self.grid),) * len(layers)
+
+    def attentions(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Always a UserError: there is none."""
+        raise UserError(NO_ATTENTION)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """See ``mimbench.encoder.Backbone``; there is nothing to match."""
+        return {}
+
+    def no_weight_decay(self) -> set[str]:
+        """None: there is no parameter."""
+        return set()
 
     def forward(self, images: Tensor) -> Encoded:
         return self.encode(images)

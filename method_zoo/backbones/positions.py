@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -54,3 +56,11 @@ def stretched_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     y, x = torch.meshgrid(*(torch.linspace(0, 1, n) * n for n in grid), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+# Tables that are not learned, by the name that a backbone's option ``positions`` has for them.
+FIXED: dict[str, Callable[[int, tuple[int, int]], Tensor]] = {
+    "sincos": sincos_positions,
+    "sincos_y_first": partial(sincos_positions, first="y"),
+    "stretched": stretched_positions,
+}

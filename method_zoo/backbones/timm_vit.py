@@ -7,11 +7,12 @@ from typing import Any
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
 import timm
-import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from method_zoo.backbones.blocks import attention_probabilities
+from method_zoo.backbones.blocks import choose_attention, run_block
+from method_zoo.backbones.transformer import Placing, Transformer
+from method_zoo.backbones.windows import Windows
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 
@@ -36,32 +37,88 @@ def create(name: str, **options: Any) -> VisionTransformer:
     return model
 
 
-class TimmViT(nn.Module):
+class TimmViT(Transformer):
     """A vision transformer of timm behind the interface of backbones, for whole images only.
+
+    ``model`` is timm's own up to the first block; ``blocks`` and ``norm`` are its blocks and the layer norm
+    after the last, run here one by one.
 
     name: "timm:" and timm's name. image_size: in pixels; positions are interpolated when weights load.
     weights: a file in timm's layout, which timm brings to ``image_size``; None leaves random weights.
+    drop_path: rate of dropped residual branches at the last block, growing linearly from 0 at the first.
     """
 
-    def __init__(self, *, name: str, image_size: int, weights: str | None = None):
+    def __init__(self, *, name: str, image_size: int, weights: str | None = None, drop_path: float = 0.0):
         super().__init__()
         options: dict[str, Any] = {"img_size": image_size}
         if weights is not None:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights, "num_classes": 0}}
-        self.model = create(name.removeprefix(PREFIX), **options)
-        self.embed_dim, self.depth = self.model.embed_dim, len(self.model.blocks)
-        self.num_heads = self.model.blocks[0].attn.num_heads
-        self.grid = tuple(self.model.patch_embed.grid_size)
-        self.patch_size = self.model.patch_embed.patch_size[0]
+        model = create(name.removeprefix(PREFIX), **options)
+        self.blocks, self.norm, self.model = model.blocks, model.norm, model
+        model.blocks, model.norm = nn.Sequential(), nn.Identity()
+        self.image_size, self.patch_size = image_size, model.patch_embed.patch_size[0]
+        self.embed_dim, self.depth = model.embed_dim, len(self.blocks)
+        attention = getattr(self.blocks[0], "attn", self.blocks[0])  # fused with an MLP in some
+        if not hasattr(attention, "num_heads"):
+            raise UserError(f"{name} has blocks of several attentions; give a plain vision transformer")
+        self.num_heads = int(attention.num_heads)
+        self.grid = tuple(model.patch_embed.grid_size)
+        self.leading = model.num_prefix_tokens
         self.config: dict[str, Any] = {
             "name": name,
             "image_size": image_size,
-            "cls_token": self.model.has_class_token,
+            "cls_token": model.has_class_token,
+            "drop_path": drop_path,
         }
+        self.drop_path, self.drop_path_rule = drop_path, "linear"
+        if drop_path:
+            self._check_plain("drop path")
 
-    @property
-    def blocks(self) -> nn.Module:
-        return self.model.blocks
+    def _check_plain(self, what: str) -> None:
+        for block in self.blocks:
+            if type(block) is not Block:
+                raise UserError(
+                    f"{what} takes a vision transformer of plain blocks; those of {self.config['name']} are "
+                    f"{type(block).__name__}s"
+                )
+
+    def enter(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """Patches, positions, class token, registers and what norm timm's model has before its blocks."""
+        return self.model.forward_features(images)
+
+    def placing(self, leading: bool) -> Placing:
+        """timm's plain blocks are told nothing of places."""
+        return lambda i, windows: None
+
+    def run_block(
+        self,
+        i: int,
+        x: Tensor,
+        place: None,
+        scales: Tensor | None,
+        keys: Tensor | None,
+        windows: Windows | None = None,
+    ) -> Tensor:
+        """The output of the i-th block on x [B, T, D]."""
+        if windows is not None:
+            self._check_plain("attention within windows")
+        if scales is None and windows is None:
+            return self.blocks[i](x)
+        return run_block(self.blocks[i], x, None, scales, windows)
+
+    def adapt(self, image_size: int) -> None:
+        """timm's own change of size; what only timm's heads use goes, since nothing would train it."""
+        if image_size != self.image_size:
+            self.model.set_input_size(img_size=(image_size, image_size))
+        self.model.attn_pool = self.model.fc_norm = nn.Identity()
+
+    def rebuilt(self, *, image_size: int | None = None, drop_path: float | None = None) -> TimmViT:
+        """See ``Transformer``. UserError for drop path in a model whose blocks are not timm's plain ones."""
+        if drop_path:
+            self._check_plain("drop path")
+        copy = super().rebuilt(image_size=image_size, drop_path=drop_path)
+        copy.config.pop("drop_path_rule", None)  # always linear here
+        return copy
 
     def encode(
         self,
@@ -75,35 +132,18 @@ class TimmViT(nn.Module):
         """As ``mimbench.encoder.Backbone.encode``; a mask is a ValueError."""
         if mask is not None:
             raise ValueError("a model of timm sees whole images; it takes no mask")
-        # timm wants to be asked for at least one layer
-        wanted = sorted({-1, *layers, *([-2] if attention and self.depth > 1 else [])})
-        given: Any = self.model.forward_intermediates(
-            images,
-            indices=[self.depth + layer for layer in wanted],
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-        )
-        tokens, taps = given
-        found = dict(zip(wanted, taps, strict=True))
-        probabilities = None
-        if attention:
-            if self.depth < 2:
-                raise ValueError("attention is read behind another block; this model has one only")
-            patches, prefix = found[-2]
-            before = torch.cat([prefix, patches], dim=1)
-            probabilities = attention_probabilities(self.model.blocks[-1], before, None)
-        n_prefix = self.model.num_prefix_tokens
-        return Encoded(
-            tokens[:, 0] if self.model.has_class_token else None,
-            tokens[:, n_prefix:],
-            None,
-            tuple(
-                (found[layer][1][:, 0] if self.model.has_class_token else None, found[layer][0])
-                for layer in layers
-            ),
-            probabilities,
-        )
+        if any(not -self.depth <= layer < 0 for layer in layers):
+            raise ValueError(f"layers count from the end, -1 to -{self.depth}; got {list(layers)}")
+        x, taps, probabilities = self.enter(images, keys), {}, None
+        scales = self.branch_scales(x, keys)
+        choose_attention(self.blocks, x)
+        for i in range(self.depth):
+            if attention and i == self.depth - 1:
+                probabilities = self.look(i, x, None)
+            x = self.run_block(i, x, None, None if scales is None else scales[i], keys)
+            taps[i - self.depth] = x
+        cls, patches = self._split(self.norm(x))
+        return Encoded(cls, patches, None, tuple(self._split(taps[i]) for i in layers), probabilities)
 
-    def final_norm(self, tokens: Tensor) -> Tensor:
-        """The layer norm after the last block."""
-        return self.model.norm(tokens)
+    def _split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        return (x[:, 0] if self.model.has_class_token else None), x[:, self.leading :]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from method_zoo.backbones.blocks import LayerNorm
 from method_zoo.backbones.dropout import dropout, run_dropping_block
 from method_zoo.backbones.vit import ViT
+from method_zoo.backbones.windows import Windows
 from method_zoo.parts.frozen import Frozen
 from method_zoo.parts.patches import take, where
 from method_zoo.parts.tokenizers import build_tokenizer, describe, token_ids
@@ -109,9 +110,20 @@ class TokenViT(ViT):
         options["keys"] = keys
         return super().transform(x, *args, **options)
 
+    def enter(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """See ``Transformer``."""
+        x = super().enter(images, keys)
+        return dropout(x, self.dropout, keys, "embedding") if self.training else x
+
     def run_block(
-        self, i: int, x: Tensor, bias: Tensor | None, scales: Tensor | None, keys: Tensor | None
+        self,
+        i: int,
+        x: Tensor,
+        place: Tensor | None,
+        scales: Tensor | None,
+        keys: Tensor | None,
+        windows: Windows | None = None,
     ) -> Tensor:
-        """The output of the i-th block on x [B, T, D]."""
+        """The output of the i-th block on x [B, T, D], place being its attention's bias."""
         rate = self.dropout if self.training else 0.0
-        return run_dropping_block(self.blocks[i], x, rate, keys, f"encoder/{i}", scales)
+        return run_dropping_block(self.blocks[i], x, rate, keys, f"encoder/{i}", scales, place, windows)

@@ -7,47 +7,45 @@ SimMIM's encoders are settings of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
-from timm.layers import PatchEmbed, RelPosBias
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 
 from method_zoo.backbones.blocks import (
     LayerNorm,
     attention_probabilities,
     choose_attention,
-    drop_path_scales,
     make_block,
     run_block,
 )
 from method_zoo.backbones.initial import Way, initialise
-from method_zoo.backbones.positions import interpolated, sincos_positions, stretched_positions
+from method_zoo.backbones.positions import FIXED, interpolated
+from method_zoo.backbones.relative import RelativePositions
+from method_zoo.backbones.transformer import Placing, Transformer
+from method_zoo.backbones.windows import Windows
 from method_zoo.parts.patches import patchify, take, where
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 
-SIZES: dict[str, dict[str, int]] = {
-    "micro": {"embed_dim": 64, "depth": 4, "num_heads": 2},  # for images of a few hundred pixels
-    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},  # DeiT (arXiv:2012.12877), as small
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv:2010.11929), as large
-    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
-}
 Edits = Mapping[int, Callable[[Tensor], Tensor]]
 NO_EDITS: Edits = MappingProxyType({})
 
 
-class ViT(nn.Module):
+class ViT(Transformer):
     """Vision transformer (Dosovitskiy et al., 2021, arXiv:2010.11929) that takes a mask.
 
     positions: added to the embedded patches: MAE's fixed table, the same with y's half first (MoCo v3's),
     or stretched (LatentMIM's), a learned one (class token included), none.
-    rel_pos: BEiT's relative position bias on the attention: one table, one a block, none.
+    rel_pos: BEiT's relative position bias on the attention: one table, one a block, none. rel_pos_size: side
+    of the images whose grid the tables are of, where that is not ``image_size`` (see ``RelativePositions``).
     layer_scale: initial factor on each residual branch (arXiv:2103.17239); None leaves it out.
     qkv_bias: on queries, keys and values, or on queries and values only.
     drop_path: rate of dropped residual branches (arXiv:1603.09382) at the last block. drop_path_rule: of the
@@ -74,6 +72,7 @@ class ViT(nn.Module):
         cls_token: bool = True,
         positions: Literal["sincos", "sincos_y_first", "stretched", "learned", "none"] = "sincos",
         rel_pos: Literal["none", "shared", "per_block"] = "none",
+        rel_pos_size: int | None = None,
         layer_scale: float | None = None,
         qkv_bias: Literal["full", "query_value", "none"] = "full",
         drop_path: float = 0.0,
@@ -83,46 +82,19 @@ class ViT(nn.Module):
         init: Way = "mae",
         interpolate_offset: float = 0.1,
     ):
+        config = {k: v for k, v in locals().items() if k not in ("self", "patch_size", "__class__")}
         super().__init__()
-        self.config: dict[str, Any] = {
-            "name": name,
-            "image_size": image_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-            "mlp_ratio": mlp_ratio,
-            "cls_token": cls_token,
-            "positions": positions,
-            "rel_pos": rel_pos,
-            "layer_scale": layer_scale,
-            "qkv_bias": qkv_bias,
-            "drop_path": drop_path,
-            "drop_path_rule": drop_path_rule,
-            "mask_token": mask_token,
-            "final_norm": final_norm,
-            "init": init,
-            "interpolate_offset": interpolate_offset,
-        }
-        if embed_dim % num_heads:
-            raise UserError(f"a width of {embed_dim} does not divide into {num_heads} attention heads")
-        self.image_size, self.patch_size = image_size, patch_size
-        self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
-        self.grid = (image_size // patch_size, image_size // patch_size)
-        self.drop_path, self.drop_path_rule = drop_path, drop_path_rule
+        self.measure(config, patch_size)
         self.interpolate_offset = interpolate_offset
-        self.prefix = int(cls_token)
+        self.prefix = self.leading = int(cls_token)
 
         self.patch_embed = PatchEmbed(image_size, patch_size, 3, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
         n_patches = self.grid[0] * self.grid[1]
-        if positions in ("sincos", "sincos_y_first", "stretched"):
+        if positions in FIXED:
             # Derived from the config, so it is not part of the state. The class token's row is zero.
-            if positions == "stretched":
-                table = stretched_positions(embed_dim, self.grid)
-            else:
-                table = sincos_positions(embed_dim, self.grid, "x" if positions == "sincos" else "y")
-            table = F.pad(table, (0, 0, self.prefix, 0))
+            table = F.pad(FIXED[positions](embed_dim, self.grid), (0, 0, self.prefix, 0))
             self.register_buffer("pos_embed", table[None], persistent=False)
         elif positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + n_patches, embed_dim))
@@ -130,7 +102,10 @@ class ViT(nn.Module):
             self.pos_embed = None
 
         tables = {"none": 0, "shared": 1, "per_block": depth}[rel_pos]
-        self.rel_pos = nn.ModuleList(RelPosBias(self.grid, num_heads, self.prefix) for _ in range(tables))
+        side = (rel_pos_size or image_size) // patch_size
+        self.rel_pos = nn.ModuleList(
+            RelativePositions((side, side), num_heads, self.prefix) for _ in range(tables)
+        )
         self.blocks = nn.ModuleList(make_block(self.config) for _ in range(depth))
         self.norm = LayerNorm(embed_dim) if final_norm else nn.Identity()
         initialise(self, init)
@@ -171,23 +146,7 @@ class ViT(nn.Module):
     def position_bias(self, table: int = 0, tokens: Tensor | None = None) -> Tensor | None:
         """Attention bias [1, heads, T, T] of relative positions, or for the given tokens [B, t] only:
         [B, heads, t, t]. None for a backbone without."""
-        if not self.rel_pos:
-            return None
-        return self._bias(self.rel_pos[table], tokens)
-
-    def _bias(self, table: RelPosBias, tokens: Tensor | None) -> Tensor:
-        if tokens is None:
-            return table.get_bias()
-        full = self.prefix + self.grid[0] * self.grid[1]
-        index = table.relative_position_index.view(full, full)
-        index = index[tokens.unsqueeze(2), tokens.unsqueeze(1)]
-        return table.relative_position_bias_table[index].permute(0, 3, 1, 2).contiguous()
-
-    def drop_rates(self) -> list[float]:
-        """Drop path's rate of each block while training."""
-        if self.drop_path_rule == "constant":
-            return [self.drop_path] * self.depth
-        return torch.linspace(0, self.drop_path, self.depth).tolist()
+        return self.rel_pos[table].bias(self.grid, True, tokens) if self.rel_pos else None
 
     def encode(
         self,
@@ -262,8 +221,8 @@ class ViT(nn.Module):
             raise ValueError(f"edits take place at 0 to {self.depth}; got {sorted(edits)}")
         taps: dict[int, Tensor] = {}
         probabilities = None
-        biases = [self._bias(table, tokens) for table in self.rel_pos]
-        scales = drop_path_scales(self.drop_rates(), x, keys) if self.training else None
+        biases = [self.position_bias(i, tokens) for i in range(len(self.rel_pos))]
+        scales = self.branch_scales(x, keys)
         choose_attention(self.blocks, x)
         for i, block in enumerate(self.blocks):
             bias = biases[i % len(biases)] if biases else None
@@ -280,17 +239,60 @@ class ViT(nn.Module):
         return Encoded(cls, patches, kept, tuple(self._split(taps[i]) for i in layers), probabilities)
 
     def run_block(
-        self, i: int, x: Tensor, bias: Tensor | None, scales: Tensor | None, keys: Tensor | None
+        self,
+        i: int,
+        x: Tensor,
+        place: Tensor | None,
+        scales: Tensor | None,
+        keys: Tensor | None,
+        windows: Windows | None = None,
     ) -> Tensor:
-        """The output of the i-th block on x [B, T, D]; see ``run_block`` of this module."""
-        return run_block(self.blocks[i], x, bias, scales)
+        """The output of the i-th block on x [B, T, D], place being its attention's bias."""
+        return run_block(self.blocks[i], x, place, scales, windows)
+
+    def enter(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """See ``Transformer``."""
+        return self.embed(images, None, "drop")[0]
+
+    def placing(self, leading: bool) -> Placing:
+        """Attention biases, see ``Transformer``."""
+
+        @cache
+        def bias(table: int, grid: tuple[int, int]) -> Tensor:
+            return self.rel_pos[table].bias(grid, leading)
+
+        def place(i: int, windows: Windows | None) -> Tensor | None:
+            if not self.rel_pos:
+                return None
+            grid = self.grid if windows is None else (windows.size, windows.size)
+            return bias(i % len(self.rel_pos), grid)
+
+        return place
+
+    def adapt(self, image_size: int) -> None:
+        """See ``Transformer``. Each choice is the official codes':
+
+        A table of positions is interpolated, a fixed one too, as MAE's, ViTDet's and mmsegmentation's are:
+        places that the encoder has seen, where a table computed anew would go on to unseen ones. Being
+        loaded into a parameter there, it is one here, and trained. A table of relative positions that the
+        blocks share becomes one a block (BEiT, SimMIM). The mask token, which nothing would train, goes.
+        """
+        side = image_size // self.patch_size
+        if self.pos_embed is not None:
+            table = resample_abs_pos_embed(
+                self.pos_embed.detach(), [side, side], list(self.grid), num_prefix_tokens=self.prefix
+            )
+            del self.pos_embed  # a buffer's name is not free for a parameter
+            self.pos_embed = nn.Parameter(table.clone())
+            self.config["positions"] = "learned"
+        if self.rel_pos:
+            if len(self.rel_pos) < self.depth:
+                (table,) = self.rel_pos
+                self.rel_pos = nn.ModuleList(deepcopy(table) for _ in range(self.depth))
+            trained = self.rel_pos[0].window_size[0] * self.patch_size
+            self.config |= {"rel_pos": "per_block", "rel_pos_size": trained}
+        self.mask_token = None
+        self.config["mask_token"] = False
 
     def _split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         return (x[:, 0] if self.prefix else None), x[:, self.prefix :]
-
-    def final_norm(self, tokens: Tensor) -> Tensor:
-        """The layer norm after the last block, if there is one, on the last dimension."""
-        return self.norm(tokens)
-
-    def forward(self, images: Tensor) -> Encoded:
-        return self.encode(images)

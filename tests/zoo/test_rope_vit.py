@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from method_zoo.backbones import build
-from method_zoo.backbones.rope_vit import RopeViT, Rotary, RotaryAttention, RotaryBlock
+from method_zoo.backbones.rope_vit import RopeViT
+from method_zoo.backbones.rotary import Rotary, RotaryAttention, RotaryBlock
 from method_zoo.capi import CAPI, Predictor
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
