@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from mimbench.outcomes.base import Outcomes
+from mimbench.outcomes.detections import Detections
 from mimbench.outcomes.means import Hits, Values
+from mimbench.outcomes.overlaps import Overlaps
 
-__all__ = ["Hits", "Outcomes", "Values", "joined", "unpack"]
+__all__ = ["Detections", "Hits", "Outcomes", "Overlaps", "Values", "joined", "unpack"]
 
-KINDS: dict[str, type[Outcomes]] = {kind.kind: kind for kind in (Hits, Values)}
+KINDS: dict[str, type[Outcomes]] = {kind.kind: kind for kind in (Hits, Values, Overlaps, Detections)}
 
 
 def unpack(packed: dict[str, Any]) -> Outcomes:

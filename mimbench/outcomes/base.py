@@ -50,10 +50,10 @@ class Outcomes(ABC):
         """The images of these outcomes followed by those of ``other``, of the same kind."""
 
     def _weights(self, weights: np.ndarray | None) -> np.ndarray:
-        """Weights as float64 [K, N]; raises ValueError for another shape."""
+        """Weights as numbers [K, N]; raises ValueError for another shape."""
         if weights is None:
-            return np.ones((1, self.n))
-        weights = np.asarray(weights, dtype=np.float64)
+            return np.ones((1, self.n), np.int32)
+        weights = np.asarray(weights)
         if weights.ndim != 2 or weights.shape[1] != self.n:
             raise ValueError(f"weights must be [K, {self.n}], got {list(weights.shape)}")
         return weights

@@ -88,4 +88,4 @@ class Values(Outcomes):
 
 def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # no image counts: NaN
-        return weights @ values.astype(np.float64) / weights.sum(axis=1)
+        return weights.astype(np.float64) @ values / weights.sum(axis=1)
