@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -16,19 +16,16 @@ from torch import Tensor
 from mimbench.errors import UserError
 from mimbench.outcomes import Hits
 from mimbench.progress import Progress
-from mimbench.protocol import Evaluation, Protocol, Surroundings
+from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
-from mimbench.spec import Readout
-from protocols.parts.frozen import labels_of, read, standard
-from protocols.parts.neighbours import nearest, unit, vote
+from protocols.parts.frozen import labels_of, read
+from protocols.parts.neighbours import nearest, vote
+from protocols.parts.normalised import Normalisation, Token, normalised, variants
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split
     from mimbench.encoder import Encoder
 
-Normalisation = Literal["standardised", "raw", "final"]
-Token = Literal["cls", "mean"]
-Variant = tuple[Token, Normalisation]
 _Count = Annotated[int, Field(gt=0)]
 
 
@@ -44,6 +41,27 @@ class KNN(Protocol):
     key = "knn"
     version = 1
     summary = "weighted vote of the nearest training images; k, token and normalisation by validation"
+    presets = {
+        "dino": Preset(
+            {"k": 20, "normalisations": ("final",), "tokens": ("output",)},
+            source="facebookresearch/dino eval_knn.py; of its k = 10, 20, 100 and 200 the one that is quoted",
+        ),
+        "dinov2": Preset(
+            {"k": (10, 20, 100, 200), "normalisations": ("final",), "tokens": ("output",)},
+            source=(
+                "facebookresearch/dinov2 dinov2/eval/knn.py, whose softmax of the similarities is this vote; "
+                "it prints all four k, of which validation chooses here"
+            ),
+        ),
+        "mae-ct": Preset(
+            {"k": 10, "normalisations": ("standardised",), "tokens": ("output",)},
+            source="MAE-CT (arXiv:2304.10520) and ml-jku/MIM-Refiner: no final norm, features standardised",
+        ),
+        "lightly": Preset(
+            {"k": 200, "normalisations": ("final",), "tokens": ("output",)},
+            source="lightly-ai/lightly benchmarks/imagenet, which resizes bilinearly; bicubically here",
+        ),
+    }
 
     # One number fixes it; of a list validation chooses, and what exceeds the size of train falls away.
     k: _Count | Annotated[tuple[_Count, ...], Field(min_length=1)] = (1, 5, 10, 20, 50, 100, 200)
@@ -69,8 +87,10 @@ class KNN(Protocol):
         """Top-1 of the combination that validation chose."""
         self.check(data)
         assert data.classes is not None
-        variants, ks, notes = self._candidates(encoder, len(data.train))
-        features = partial(read, encoder, data, around, list(dict.fromkeys(map(_readout, variants))))
+        tried, notes = variants(self.tokens, self.normalisations, encoder, self.key)
+        ks, more = self._ks(len(data.train))
+        readouts = list(dict.fromkeys(variant.readout for variant in tried))
+        features = partial(read, encoder, data, around, readouts)
         train, bank_labels = features(data.train), labels_of(data.train, encoder)
         votes = partial(class_votes, classes=len(data.classes), temperature=self.temperature)
 
@@ -78,62 +98,40 @@ class KNN(Protocol):
             queries, labels = features(split), labels_of(split, encoder)
             accuracy: list[float] = []
             loss: list[float] = []
-            for done, variant in enumerate(variants):
-                around.report(Progress(stage="finding neighbours", done=done / len(variants)))
-                hits, shares = votes(*_normalised(variant, train, queries), bank_labels, labels, ks=ks)
+            for done, variant in enumerate(tried):
+                around.report(Progress(stage="finding neighbours", done=done / len(tried)))
+                bank, asked = normalised(variant, train, queries)
+                hits, shares = votes(bank, asked, bank_labels, labels, ks=ks)
                 accuracy += hits.double().mean(1).tolist()
                 loss += (1 - shares).mean(1).tolist()
             return Scores(accuracy, loss)
 
         def test(chosen: int, split: Split) -> np.ndarray:
-            variant, k = variants[chosen // len(ks)], ks[chosen % len(ks)]
+            variant, k = tried[chosen // len(ks)], ks[chosen % len(ks)]
             queries, labels = features(split), labels_of(split, encoder)
-            hits, _ = votes(*_normalised(variant, train, queries), bank_labels, labels, ks=[k])
+            bank, asked = normalised(variant, train, queries)
+            hits, _ = votes(bank, asked, bank_labels, labels, ks=[k])
             return hits[0].cpu().numpy()
 
         selection, hits = select_and_test(
             data,
-            [{"token": token, "normalisation": norm, "k": k} for (token, norm), k in product(variants, ks)],
+            [{**variant.content(), "k": k} for variant, k in product(tried, ks)],
             validate,
             test,
             axes={"k": (1, len(data.train))},
-            notes=notes,
+            notes=notes + more,
         )
         metrics = {"top1": float(hits.mean()), "validation_top1": selection.score}
         return Evaluation(metrics, Hits(hits), selection.content())
 
-    def _candidates(self, encoder: Encoder, count: int) -> tuple[list[Variant], list[int], list[str]]:
-        """What can be tried with this encoder and ``count`` training images, and what was left out."""
-        notes = []
-        tokens = [token for token in dict.fromkeys(self.tokens) if token != "cls" or encoder.has_cls]
-        if not tokens:
-            raise UserError(
-                "knn.tokens=[cls] asks for the class token, which this backbone does not have; use mean"
-            )
-        if len(tokens) < len(set(self.tokens)):
-            notes.append("token cls left out: the backbone has no class token")
+    def _ks(self, count: int) -> tuple[list[int], list[str]]:
+        """Numbers of neighbours that ``count`` training images allow, and what was left out."""
         given = [self.k] if isinstance(self.k, int) else sorted(set(self.k))
         ks = [k for k in given if k <= count]
-        if len(ks) < len(given):
-            beyond = ", ".join(str(k) for k in given[len(ks) :])
-            notes.append(f"k = {beyond} left out: there are {count} training images")
-        return list(product(tokens, dict.fromkeys(self.normalisations))), ks, notes
-
-
-def _readout(variant: Variant) -> Readout:
-    token, normalisation = variant
-    return Readout(token=token, norm="final" if normalisation == "final" else "raw")
-
-
-def _normalised(
-    variant: Variant, train: dict[Readout, Tensor], queries: dict[Readout, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Bank and queries as the variant compares them, rows of length one."""
-    bank, asked = train[_readout(variant)], queries[_readout(variant)]
-    if variant[1] == "standardised":
-        standardised = standard(bank)
-        bank, asked = standardised(bank), standardised(asked)
-    return unit(bank), unit(asked)
+        if len(ks) == len(given):
+            return ks, []
+        beyond = ", ".join(str(k) for k in given[len(ks) :])
+        return ks, [f"k = {beyond} left out: there are {count} training images"]
 
 
 def class_votes(

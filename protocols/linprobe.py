@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from mimbench.errors import UserError
 from mimbench.outcomes import Hits
 from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
-from mimbench.spec import Readout
-from protocols.parts.frozen import labels_of, layer_at, read
+from protocols.parts.frozen import labels_of, read
 from protocols.parts.linear import Head, LinearHeads
+from protocols.parts.readouts import readout_of, usable
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split
     from mimbench.encoder import Encoder
 
 _Positive = Annotated[float, Field(gt=0)]
-_READOUT = re.compile(r"(cls|mean|cls\+mean)(?:@(0?\.\d+|1(?:\.0)?))?")
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,13 @@ class LinearProbe(Protocol):
         """Raise UserError for data without labels or a readout that cannot be read."""
         super().check(data)
         for text in self.readouts:
-            readout_of(text, depth=1)
+            readout_of(text, depth=1, owner=self.key)
 
     def evaluate(self, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:
         """Top-1 (and top-5 above five classes) of the head that validation chose."""
         self.check(data)
         assert data.classes is not None
-        readouts, notes = self._readouts(encoder)
+        readouts, notes = usable(self.readouts, encoder, self.key)
         grid = list(product(readouts, self.batch_norm, self.lr))
         heads = [Head(readouts[name], lr * self.batch_size / 256, norm) for name, norm, lr in grid]
         parts = list(dict.fromkeys(part for readout in readouts.values() for part in readout.parts))
@@ -111,25 +108,6 @@ class LinearProbe(Protocol):
         metrics["train_top1"] = float((probe.ranks(selection.chosen, train, train_labels) < 1).mean())
         return Evaluation(metrics, Hits(hits), selection.content())
 
-    def _readouts(self, encoder: Encoder) -> tuple[dict[str, Readout], list[str]]:
-        """The different readouts that this encoder has, by name, and what was left out."""
-        found: dict[str, Readout] = {}
-        notes = []
-        for text in self.readouts:
-            readout = readout_of(text, encoder.depth)
-            if "cls" in readout.token and not encoder.has_cls:
-                notes.append(f"readout {text} left out: the backbone has no class token")
-            elif readout in found.values():
-                notes.append(f"readout {text} left out: at a depth of {encoder.depth} another one equals it")
-            else:
-                found[text] = readout
-        if not found:
-            raise UserError(
-                f"linprobe.readouts={list(self.readouts)} are all of the class token, which this backbone "
-                "does not have; use mean"
-            )
-        return found, notes
-
 
 class _Reporter:
     """Passes on how much is done, with the time left."""
@@ -140,14 +118,3 @@ class _Reporter:
     def __call__(self, done: float) -> None:
         left = (time.monotonic() - self._started) * (1 - done) / done if done else None
         self._report(Progress(stage="training the probe", done=done, seconds_left=left))
-
-
-def readout_of(text: str, depth: int) -> Readout:
-    """``mean@0.75`` -> the mean of the patch tokens three quarters up, through the final norm."""
-    match = _READOUT.fullmatch(text)
-    if match is None or float(match[2] or 1) <= 0:
-        raise UserError(
-            f"linprobe.readouts: {text!r} is not a readout; write cls, mean or cls+mean, with @SHARE for the "
-            "block after that share of the depth, as in mean@0.75"
-        )
-    return Readout(layer=layer_at(float(match[2] or 1), depth), token=match[1])  # type: ignore[arg-type]

@@ -133,6 +133,22 @@ def test_normalisations_are_what_they_are_called(tmp_path, normalisation, token)
     np.testing.assert_array_equal(found.outcomes.hits, expected)
 
 
+@pytest.mark.parametrize(
+    ("preset", "k", "norm"),
+    [("dino", 20, "final"), ("mae-ct", 10, "standardised"), ("lightly", 200, "final")],
+)
+@pytest.mark.parametrize("has_cls", [True, False])
+def test_official_recipes_read_what_the_encoder_gives_out(tmp_path, preset, k, norm, has_cls):
+    """DINO's k-NN of a backbone without class token reads the mean; it must not fail on half of the zoo."""
+    data, encoder = ToyDataset(sizes=(240, 30, 50)), toy_encoder(cls_token=has_cls)
+    found = KNN(**KNN.presets[preset].fields).evaluate(encoder, data, around(tmp_path))
+    plain = KNN(k=k, temperature=0.07, normalisations=(norm,), tokens=("cls" if has_cls else "mean",))
+    expected = plain.evaluate(encoder, data, around(tmp_path))
+    np.testing.assert_array_equal(found.outcomes.hits, expected.outcomes.hits)
+    (only,) = found.selection["candidates"]
+    assert (only["k"], only["normalisation"]) == (k, norm)
+
+
 def test_more_neighbours_than_train_fall_away_and_it_is_said(tmp_path):
     data = ToyDataset(sizes=(30, 30, 30))
     found = KNN().evaluate(toy_encoder(), data, around(tmp_path))

@@ -21,8 +21,9 @@ from mimbench.errors import UserError
 from mimbench.protocol import EvaluationFailed
 from mimbench.selection import Scores, select
 from mimbench.spec import Readout
-from protocols.linprobe import LinearProbe, readout_of
+from protocols.linprobe import LinearProbe
 from protocols.parts.linear import BN_EPS, Head, LinearHeads, stream
+from protocols.parts.readouts import readout_of
 
 CLS, MEAN, BOTH = (Readout(token=t) for t in ("cls", "mean", "cls+mean"))
 MIDDLE = Readout(token="mean", layer=-2)
@@ -183,7 +184,7 @@ def test_scores_are_those_of_the_logits_in_any_block_size():
     ],
 )
 def test_depths_are_blocks_counted_from_the_end(text, depth, layer, token):
-    assert readout_of(text, depth) == Readout(layer=layer, token=token)
+    assert readout_of(text, depth, "linprobe") == Readout(layer=layer, token=token)
 
 
 @pytest.mark.parametrize("text", ["max", "mean@", "mean@0", "mean@2", "mean@-1", "cls+", "mean+cls", ""])
