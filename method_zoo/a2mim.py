@@ -16,6 +16,7 @@ from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.watching import note_pixels
 
 
 class A2MIM(Method):
@@ -120,6 +121,7 @@ class A2MIM(Method):
         encoded = self.encoder.encode(seen, edits={self.mask_layer: add_mask_token}, keys=keys)
         predicted = unpatchify(self.head(encoded.patches), self.encoder.grid, order="channel")
         predicted = predicted.to(images.dtype)
+        note_pixels(lambda: predicted)
         hidden = self._on_pixels(mask)
         error = (predicted - images).abs().mean(1, keepdim=True)
         share = {"mixed": 0.5, "prediction": 1.0, "image": 0.0}[self.visible_fill]

@@ -11,10 +11,9 @@ from torch import Tensor
 from method_zoo.parts.attention_masks import weighted_order
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.ema import MovingAverage
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
@@ -133,8 +132,8 @@ class AMT(Method):
         hidden = where(masked)
         encoded = self.encoder.encode(images, masked | thrown, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(predicted, target).mean())
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())
 
     def after_step(self, step: Step) -> None:
         due = 0 if step.progress < self.start else 1 + int((step.progress - self.start) / self.refresh)

@@ -15,7 +15,7 @@ from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.contrast import two_view_contrast
 from method_zoo.parts.decoders import TransformerDecoder, decoder_size
 from method_zoo.parts.heads import mlp_head
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error, squared_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import joined, where
 from method_zoo.parts.targets import pixels_at
@@ -170,7 +170,7 @@ class CAN(Method):
         noise, pixels = predicted.split([visible.shape[1], hidden.shape[1]], dim=1)
         patch_size = self.encoder.patch_size
         return (
-            squared_error(pixels, pixels_at(view.images, hidden, patch_size, self.norm_pix)).mean(),
+            pixel_error(pixels, view.images, hidden, patch_size, self.norm_pix).mean(),
             squared_error(noise, pixels_at(view.noise, visible, patch_size, self.norm_noise)).mean(),
         )
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from method_zoo.parts.cross import CrossDecoder
 from method_zoo.parts.decoders import MaskTokens, decoder_size
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
@@ -106,5 +105,5 @@ class CroCo(Method):
         tokens = self.mask_tokens(self.encoder.encode(images, mask, fill="drop", keys=keys), hidden)
         seen = self.mask_tokens(self.encoder.encode(reference, keys=keys))
         predicted = self.decoder(tokens, seen, last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(predicted, target).mean())
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.cross import CrossDecoder
 from method_zoo.parts.decoders import HiddenTokens, decoder_size
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
@@ -134,8 +133,8 @@ class CrossMAE(Method):
         encoded = self.encoder.encode(images, mask, fill="drop", layers=self.layers, keys=keys)
         seen = [p if cls is None else torch.cat([cls.unsqueeze(1), p], dim=1) for cls, p in encoded.layers]
         pixels = self.decoder(self.mask_tokens(asked), self.mixed(seen))
-        target = pixels_at(images, asked, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(pixels, target).mean())
+        error = pixel_error(pixels, images, asked, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())
 
 
 class WeightedSums(nn.Module):

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.images import Denormalise
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import take, where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step, Teacher
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -109,18 +108,14 @@ class DeepMIM(Method):
         """Losses under a given mask, bool [B, N], True = hidden, and given teacher features, [B, N, F]."""
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", layers=self.layers, keys=keys)
-        if features is None:
-            target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        else:
-            target = take(features, hidden)
         losses = Losses()
         for layer, inputs, decoder in zip(self.layers, self.mask_tokens, self.decoders, strict=True):
             predicted = decoder(inputs(self._tap(encoded, layer), hidden), last=hidden.shape[1])
             predicted = predicted.to(images.dtype)
             if features is None:
-                error = squared_error(predicted, target)
+                error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
             else:
-                error = 2 - 2 * F.cosine_similarity(predicted, target, dim=-1)
+                error = 2 - 2 * F.cosine_similarity(predicted, take(features, hidden), dim=-1)
             losses[f"block {self.encoder.depth + 1 + layer}"] = error.mean()
         return losses
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.ema import MovingAverage, linear
-from method_zoo.parts.losses import ranking, squared_error
+from method_zoo.parts.losses import pixel_error, ranking
 from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import normalised, pixels_at
+from method_zoo.parts.targets import normalised
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -127,8 +127,8 @@ class HPM(Method):
         """Losses under a given mask, bool [B, N], True = hidden."""
         hidden = where(mask)
         tokens = self.mask_tokens(self.encoder.encode(images, mask, fill="drop", keys=keys), hidden)
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        error = squared_error(self.decoder(tokens, last=hidden.shape[1]), target)  # [B, hidden]
+        predicted = self.decoder(tokens, last=hidden.shape[1])
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)  # [B, hidden]
         difficulty = self.loss_predictor(tokens, last=hidden.shape[1]).to(error.dtype).mean(-1)
         return Losses(reconstruction=error.mean(), difficulty=self._learning_loss(difficulty, error.detach()))
 

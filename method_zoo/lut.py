@@ -13,10 +13,9 @@ from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import Activation, Norm, mlp_head
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
@@ -136,14 +135,14 @@ class LUT(Method):
             for view, mask in zip((images, other), masks, strict=True)
         )
         predicted = self.decoder(self.mask_tokens(first, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
         queries = [self.predictor(self.projector(view.patches.mean(1))) for view in (first, second)]
         context = [
             1 - F.cosine_similarity(query.to(images.dtype), self.targets(view)).mean()
             for query, view in zip(queries, (other, images), strict=True)
         ]
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
         return Losses(
-            reconstruction=squared_error(predicted, target).mean(),
+            reconstruction=error.mean(),
             context=self.context_weight * (context[0] + context[1]),
         )
 

@@ -8,10 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from method_zoo.parts.decoders import mae_decoder
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import BlockMask, GridMask, RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
@@ -106,5 +105,5 @@ class MAE(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(predicted, target).mean())
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import mae_decoder
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone, Encoded
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
@@ -98,8 +97,8 @@ class MFF(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", layers=self.layers, keys=keys)
         predicted = self.decoder(self.mask_tokens(self.fused(encoded), hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(predicted, target).mean())
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())
 
     def fused(self, encoded: Encoded) -> Encoded:
         """``encoded`` with the fused tokens in place of the last block's."""

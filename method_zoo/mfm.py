@@ -18,6 +18,7 @@ from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.watching import note_pixels
 
 NO_SLOPE = 1e-12  # added to squared distances of frequencies, as in the code
 
@@ -114,6 +115,7 @@ class MFM(Method):
         seen = self.denormalise.inverse(self.corrupted(images, passed))
         encoded = self.encoder.encode(seen, keys=keys)
         predicted = unpatchify(self.head(encoded.patches), self.encoder.grid, order="channel")
+        note_pixels(lambda: predicted)
         error = distance(spectrum(predicted.to(images.dtype)), spectrum(images), NO_SLOPE).mean(1)
         missing = torch.ones_like(passed) if self.loss_on == "all" else ~passed
         return Losses(frequencies=summed((error * missing).sum()) / summed(missing.sum()))

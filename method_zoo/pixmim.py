@@ -10,10 +10,9 @@ from torch import Tensor
 
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.images import Denormalise
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -95,8 +94,8 @@ class PixMIM(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(self.smoothed(images), hidden, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(predicted, target).mean())
+        error = pixel_error(predicted, self.smoothed(images), hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())
 
     def smoothed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] without their high frequencies, filtered as they were in [0, 1]."""

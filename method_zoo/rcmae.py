@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.ema import HandOn, HandsOnAverage, MovingAverage, cosine
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error, squared_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -110,9 +109,9 @@ class RCMAE(HandsOnAverage, Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
         return Losses(
-            reconstruction=squared_error(predicted, target).mean(),
+            reconstruction=error.mean(),
             consistency=self.consistency_weight * squared_error(predicted, teachers).mean(),
         )
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from method_zoo.backbones.initial import truncated_normal_
-from method_zoo.parts.patches import patchify
+from method_zoo.parts.patches import patchify, unpatchify
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.watching import note_pixels
 
 
 class ROPIM(Method):
@@ -112,6 +113,7 @@ class ROPIM(Method):
 
         encoded = self.encoder.encode(images, edits={0: project}, keys=keys)
         predicted = self.head(encoded.patches).to(images.dtype)
+        note_pixels(lambda: unpatchify(predicted, self.encoder.grid, order="channel"))
         error = patchify(images, self.encoder.patch_size, order="channel") - predicted
         with torch.autocast(images.device.type, enabled=False):
             return Losses(complement=(error - project(error)).abs().mean())

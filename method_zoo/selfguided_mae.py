@@ -10,10 +10,9 @@ from torch import Tensor
 
 from method_zoo.parts.clusters import object_scores
 from method_zoo.parts.decoders import mae_decoder
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -114,5 +113,5 @@ class SelfGuidedMAE(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
-        return Losses(reconstruction=squared_error(predicted, target).mean())
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())

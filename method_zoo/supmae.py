@@ -12,10 +12,9 @@ from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.decoders import mae_decoder
 from method_zoo.parts.heads import mlp_head
 from method_zoo.parts.labels import labels_of
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -104,9 +103,9 @@ class SupMAE(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
         logits = self.classifier(encoded.patches.mean(1) if self.pool == "mean" else encoded.cls)
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
         return Losses(
-            reconstruction=squared_error(predicted, target).mean(),
+            reconstruction=error.mean(),
             labels=self.class_weight * F.cross_entropy(logits.to(images.dtype) / self.temperature, labels),
         )

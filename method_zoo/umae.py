@@ -10,10 +10,9 @@ from torch import Tensor
 from method_zoo.backbones.blocks import LayerNorm
 from method_zoo.parts.collective import gathered
 from method_zoo.parts.decoders import mae_decoder
-from method_zoo.parts.losses import squared_error, uniformity
+from method_zoo.parts.losses import pixel_error, uniformity
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -96,10 +95,10 @@ class UMAE(Method):
         hidden = where(mask)
         encoded = self.encoder.encode(images, mask, fill="drop", keys=keys)
         predicted = self.decoder(self.mask_tokens(encoded, hidden), last=hidden.shape[1])
-        target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
         features = gathered(self.pooled(encoded).to(images.dtype))
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
         return Losses(
-            reconstruction=squared_error(predicted, target).mean(),
+            reconstruction=error.mean(),
             uniformity=self.uniformity_weight * uniformity(features),
         )
 

@@ -9,10 +9,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from method_zoo.parts.patches import patchify, take, unpatchify
+from method_zoo.parts.targets import EPS, normalised
+from mimbench.watching import note_pixels
+
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each patch, [B, n]. predicted, target: [B, n, D]."""
     return (predicted.to(target.dtype) - target).square().mean(-1)
+
+
+def pixel_error(predicted: Tensor, images: Tensor, index: Tensor, patch_size: int, norm: bool) -> Tensor:
+    """Mean squared error of each predicted patch's pixels, [B, n]: MAE's loss (arXiv:2111.06377).
+
+    predicted: [B, n, p·p·3], the patches at ``index`` [B, n] of images [B, 3, H, W]. norm: it predicts
+    pixels normalised by the mean and variance of their patch (see ``targets.normalised``).
+    """
+    true = take(patchify(images, patch_size), index)
+
+    def pixels() -> Tensor:
+        patches = predicted.to(images.dtype)
+        if norm:
+            patches = patches * (true.var(-1, keepdim=True) + EPS).sqrt() + true.mean(-1, keepdim=True)
+        everywhere = patchify(torch.full_like(images, torch.nan), patch_size)
+        everywhere.scatter_(1, index.unsqueeze(-1).expand_as(patches), patches)
+        return unpatchify(everywhere, (images.shape[2] // patch_size, images.shape[3] // patch_size))
+
+    note_pixels(pixels, true_statistics=norm)
+    return squared_error(predicted, normalised(true) if norm else true)
 
 
 def ranking(scores: Tensor, values: Tensor, eps: float = 1e-6) -> Tensor:

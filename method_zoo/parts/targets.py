@@ -13,7 +13,10 @@ from method_zoo.parts.patches import patchify, take
 FeatureNorm = Literal["none", "l2", "whiten"]
 
 
-def normalised(patches: Tensor, eps: float = 1e-6) -> Tensor:
+EPS = 1e-6  # added to the variance of a patch in MAE's target
+
+
+def normalised(patches: Tensor, eps: float = EPS) -> Tensor:
     """Patches [..., D], each with mean 0 and variance 1 over its D numbers.
 
     MAE's target (arXiv:2111.06377): unbiased variance, ``eps`` added to it.

@@ -46,6 +46,7 @@ LOWER_FLOOR = {
     "train",
     "train_loop",
     "train_step",
+    "watching",
     "schedule",
 }
 MODULES = sorted(
