@@ -1,6 +1,6 @@
-"""Uncertainty of accuracies: intervals over test images, spread over seeds, paired tests, ranks with ties.
+"""Uncertainty of scores: intervals over test images, spread over seeds, paired tests, ranks with ties.
 
-Two sources of chance are kept apart. Another draw of test images would move an accuracy (the interval),
+Two sources of chance are kept apart. Another draw of test images would move a score (the interval),
 and another draw of initialisation and data order would move it (the spread). Neither contains the other.
 """
 
@@ -11,11 +11,42 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.signal import fftconvolve
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, ndtri, stdtrit
 from scipy.stats import binom
+
+from mimbench.outcomes import Hits, Outcomes, Values
+from mimbench.resampling import jackknife_interval, swap_p
 
 LEVEL = 0.95  # of intervals
 ALPHA = 0.05  # of paired tests, for each pair: not corrected for the number of pairs
+
+
+def interval(outcomes: Sequence[Outcomes], level: float = LEVEL) -> tuple[float, float]:
+    """Interval, over the draw of test images, of a metric averaged over seeds.
+
+    outcomes: one a seed, of one kind and of the same images, which are the sampling units; the seeds are
+    held fixed. Hits have ``image_interval``, means of other numbers Student's t over images, everything
+    else ``resampling.jackknife_interval``. NaN where the images say nothing about it.
+    """
+    if all(isinstance(o, Hits) for o in outcomes):
+        return image_interval(np.stack([o.hits for o in outcomes if isinstance(o, Hits)]), level)
+    if all(isinstance(o, Values) for o in outcomes):
+        per_image = np.mean([o.values for o in outcomes if isinstance(o, Values)], axis=0)
+        if len(per_image) < 2:
+            return float("nan"), float("nan")
+        half = stdtrit(len(per_image) - 1, (1 + level) / 2) * per_image.std(ddof=1) / len(per_image) ** 0.5
+        return float(per_image.mean() - half), float(per_image.mean() + half)
+    return jackknife_interval(outcomes, level)
+
+
+def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
+    """Two-sided p-value that two methods do equally well on the same images. a, b: outcomes, one a seed.
+
+    Exact for hits (``paired_p``), by random swaps for everything else (``resampling.swap_p``).
+    """
+    if all(isinstance(o, Hits) for o in (*a, *b)):
+        return paired_p(*(np.stack([o.hits for o in side if isinstance(o, Hits)]) for side in (a, b)))
+    return swap_p(a, b)
 
 
 def wilson(mean: float, n: float, level: float = LEVEL) -> tuple[float, float]:
@@ -89,19 +120,21 @@ def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(density[totals >= observed].sum(), 0.0, 1.0))
 
 
-def ranks(hits: Sequence[np.ndarray], alpha: float = ALPHA) -> tuple[list[str], list[float]]:
+def ranks(methods: Sequence[Sequence[Outcomes]], alpha: float = ALPHA) -> tuple[list[str], list[float]]:
     """Ranks of methods given best first, with ties, and each one's p-value against the one above it.
+
+    methods: the outcomes of each, one a seed.
 
     A method ties with the best of the group above while the paired test cannot tell them apart;
     comparing with the group's best, and not only with the neighbour, keeps a chain of small steps from
     tying a first with a last. Ranks are competition ranks: "1", "2=", "2=", "4".
     """
-    against_above = [float("nan")][: len(hits)] + [paired_p(a, b) for a, b in pairwise(hits)]
+    against_above = [float("nan")][: len(methods)] + [difference_p(a, b) for a, b in pairwise(methods)]
     groups: list[list[int]] = []
-    for i, mine in enumerate(hits):
+    for i, mine in enumerate(methods):
         if groups:
             best = groups[-1][0]
-            p = against_above[i] if best == i - 1 else paired_p(hits[best], mine)
+            p = against_above[i] if best == i - 1 else difference_p(methods[best], mine)
             if p >= alpha:
                 groups[-1].append(i)
                 continue

@@ -290,7 +290,7 @@ def _ranked(rows: list[Row], columns: int) -> list[Row]:
             if row.role == "method" and not row.older and row.cells[place].hits is not None
         ]
         ranked.sort(key=lambda pair: (-pair[1].value, rows[pair[0]].variant))
-        labels, p_above = stats.ranks([cell.hits for _, cell in ranked])  # type: ignore[misc]
+        labels, p_above = stats.ranks([[Hits(seed) for seed in cell.hits] for _, cell in ranked])  # type: ignore[union-attr]
         for (i, cell), label, p in zip(ranked, labels, p_above, strict=True):
             cells = list(rows[i].cells)
             cells[place] = replace(cell, rank=label, p_above=p)

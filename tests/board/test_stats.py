@@ -13,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest
 
 from mimbench import stats
+from mimbench.outcomes import Hits
 
 
 def random_hits(seeds: int, images: int, accuracy: float, key: int = 0) -> np.ndarray:
@@ -115,21 +116,21 @@ def test_paired_test_refuses_different_test_sets():
         stats.paired_p(np.ones((1, 5), bool), np.ones((1, 6), bool))
 
 
-def hits_with(first: int, images: int = 200) -> np.ndarray:
+def hits_with(first: int, images: int = 200) -> Hits:
     """The first so many images right: the one ahead is right wherever the other is."""
-    return np.arange(images)[None] < first
+    return Hits(np.arange(images) < first)
 
 
 def test_ties_are_ranked_as_ties():
     # One-sided differences of d images have p = 2^(1-d): 3 are not told apart, 10 are.
-    labels, p_above = stats.ranks([hits_with(n) for n in (150, 140, 137, 120)])
+    labels, p_above = stats.ranks([[hits_with(n)] for n in (150, 140, 137, 120)])
     assert labels == ["1", "2=", "2=", "4"]
     assert math.isnan(p_above[0])
     assert p_above[1:] == pytest.approx([2**-9, 0.25, 2**-16], rel=1e-9)
 
 
 def test_a_chain_of_small_steps_does_not_tie_the_first_with_the_last():
-    labels, _ = stats.ranks([hits_with(n) for n in (150, 147, 144, 141)])
+    labels, _ = stats.ranks([[hits_with(n)] for n in (150, 147, 144, 141)])
     assert labels == ["1=", "1=", "3=", "3="]
 
 
