@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from mimbench import registry, settings
 from mimbench.spec import Card, Role
+
+if TYPE_CHECKING:
+    from mimbench.data.counting import Content
 
 
 def _table(*columns: str, **options: object) -> Table:
@@ -116,11 +119,13 @@ def data_report(spec: str) -> tuple[RenderableType, bool]:
     found = check(spec)
     rows = [
         ("dataset", found.name),
+        ("task", found.task if found.classes else ""),
         ("given", _counts(found.given)),
         ("splits", _counts(found.splits)),
         ("", found.rule),
         ("classes", _classes(found.classes)),
         *((f"images a class, {k}", f"{v['min']} to {v['max']}") for k, v in found.per_class.items()),
+        *(row for split, content in found.contents.items() for row in _content(split, content)),
         ("short side", _counts(found.short_side) + " px" if found.short_side else ""),
         ("common sizes", _counts(found.common_sizes)),
         *((f"fingerprint, {name}", digest) for name, digest in found.fingerprints.items()),
@@ -138,6 +143,25 @@ def _classes(names: tuple[str, ...] | None) -> str:
         return "none (unlabelled)"
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{len(names)}: {', '.join(names[:10])}{more}"
+
+
+def _content(split: str, content: Content) -> list[tuple[str, str]]:
+    """Rows on what the annotated images of one split show."""
+    if content.pixels:
+        marked = f"{content.ignored:.1%} of the pixels have no class"
+        amounts = {name: f"{share:.2%}" for name, share in content.pixels.items()}
+        ordered = sorted(content.pixels, key=lambda name: -content.pixels[name])
+    else:
+        marked = f"{sum(content.objects.values()):,} objects, {content.crowds} of them crowds"
+        marked += f", {content.degenerate} without area" * bool(content.degenerate)
+        amounts = {name: f"{count:,}" for name, count in content.objects.items()}
+        ordered = sorted(content.objects, key=lambda name: -content.objects[name])
+    marked += f"; {content.bare:,} images with nothing marked"
+    occurring = [name for name in ordered if content.images[name]]  # a warning names the others
+    shown = [f"{name} {amounts[name]} (in {content.images[name]:,} images)" for name in occurring]
+    if len(shown) > 12:  # the commonest and the rarest
+        shown = [*shown[:6], "…", *shown[-6:]]
+    return [(f"annotations, {split}", marked), ("", ", ".join(shown))]
 
 
 def _counts(counts: dict[str, int]) -> str:

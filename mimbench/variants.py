@@ -176,7 +176,7 @@ class _Builder:
             way = " <- ".join((*chain, key))
             raise UserError(f"{key} would have to be trained before itself ({way}); name another source")
         if cls.card.external == "labels" and not self.labelled:
-            raise UserError(f"{key} needs labels, and the dataset has none; leave it out")
+            raise UserError(f"{key} needs labels, one for each image, and the dataset has none; leave it out")
         inner = {name: value for name, value in item.given.items() if "." in name}
         own = {name: value for name, value in item.given.items() if "." not in name}
         named = {name: str(own.pop(name)) for name in list(own) if settings.is_provided(name)}

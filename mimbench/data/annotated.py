@@ -31,9 +31,10 @@ def _together(images: Scan, marks: Scan, annotations: Annotations) -> Scan:
     for i in np.flatnonzero((images.sizes != marks.sizes).any(1)).tolist():
         if i not in images.broken and i not in broken:
             (high, wide), (height, width) = marks.sizes[i].tolist(), images.sizes[i].tolist()
+            turned = (high, wide) == (width, height)
             broken[i] = (
-                f"its annotation {annotations.name(i)} is of {wide} x {high} pixels, "
-                f"the image has {width} x {height}"
+                f"its annotation {annotations.name(i)} is of {wide} x {high} pixels, the image has "
+                f"{width} x {height}" + " (EXIF orientation is not applied, save it upright)" * turned
             )
     broken |= images.broken
     sizes = images.sizes.copy()

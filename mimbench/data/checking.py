@@ -12,6 +12,7 @@ import numpy as np
 
 from mimbench.data.annotated import readings
 from mimbench.data.cache import cache_folder
+from mimbench.data.counting import Content, contents, remarks
 from mimbench.data.dataset import broken_images, listing, split_fingerprint
 from mimbench.data.scan import Scan
 from mimbench.data.sources.base import Listing
@@ -33,8 +34,10 @@ class CheckReport:
     given: dict[str, int]  # images by official part, broken ones included
     splits: dict[str, int] = field(default_factory=dict)  # images by split
     rule: str = ""  # how the splits come about
+    task: str = "classification"
     classes: tuple[str, ...] | None = None
     per_class: dict[str, dict[str, int]] = field(default_factory=dict)  # by split: fewest and most of a class
+    contents: dict[str, Content] = field(default_factory=dict)  # by split, of label maps and boxes
     short_side: dict[str, int] = field(default_factory=dict)  # min, median and max, in pixels
     common_sizes: dict[str, int] = field(
         default_factory=dict
@@ -70,20 +73,25 @@ def check(
         "spec": spec,
         "name": found.name,
         "given": {name: len(part) for name, part in found.parts.items()},
+        "task": found.task,
         "classes": found.classes,
         "broken": broken,
         **_sizes(scans),
     }
     problems = []
     if broken:
-        problems.append(f"{len(broken)} images cannot be read; mend them, or leave them out by --skip-broken")
+        verb = "used" if found.annotations else "read"
+        problems.append(
+            f"{len(broken)} images cannot be {verb}; mend them, or leave them out by --skip-broken"
+        )
     warnings = list(found.notes)
     try:
         require_two_classes(found)
         chosen, facts["rule"] = divide(found, scans)
         facts["splits"] = {name: len(indices) for name, (_, indices) in chosen.items()}
         facts |= _per_split(found, scans, chosen)
-        warnings += _suspicions(facts["duplicates"], facts["per_class"])
+        facts["contents"] = contents(found, chosen, report)
+        warnings += _suspicions(facts["duplicates"], facts["per_class"]) + remarks(facts["contents"])
         check_classes(found, chosen)
     except UserError as error:
         problems.append(str(error))

@@ -77,6 +77,11 @@ def fingerprint(
 
 def divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
     """For each split the part it comes from and its samples' indices there; and the rule, in words."""
+    chosen, rule = _divide(found, scans)
+    return chosen, f"{rule} ({found.divided_by})" if found.divided_by else rule
+
+
+def _divide(found: Listing, scans: dict[str, Scan]) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
     sound = {name: np.flatnonzero(reading.sizes[:, 0] > 0) for name, reading in scans.items()}
     for name, samples in sound.items():
         if not len(samples):

@@ -67,6 +67,7 @@ def ade20k(argument: str) -> Listing:
     given, notes = _pairs(root)
     if lists := _lists(root):
         given = _listed(root, given, lists, notes)
+    divided_by = ", ".join(f"splits/{path.name}" for path in lists.values())
     parts: dict[str, Part] = {}
     annotations: dict[str, Annotations] = {}
     for part, pairs in given.items():
@@ -89,6 +90,7 @@ def ade20k(argument: str) -> Listing:
         parts=parts,
         classes=classes,
         notes=tuple(notes),
+        divided_by=divided_by,
         task="segmentation",
         annotations=annotations,
     )
@@ -189,7 +191,6 @@ def _listed(
             owner[image] = path
             pairs.append(matches[0])
         divided[part] = sorted(pairs, key=lambda pair: pair[0][0])
-    notes.append(f"divided by {', '.join(f'splits/{path.name}' for path in lists.values())}")
     if left := sum(map(len, given.values())) - len(owner):
         notes.append(f"{left} images are in none of the lists and were left out")
     return divided

@@ -182,6 +182,7 @@ class Listing:
     classes: names in the order of the labels, or None where there are no labels.
     held_out: shares of train that become (validation, test) where the source has one part only.
     notes: facts for the record, such as a part that was left out.
+    divided_by: what decided which part an image belongs to, where it is not its folder or file.
     task: what the annotations are for. For segmentation and detection:
     annotations: of every part. category_ids: of the classes in the source's own files, for detection.
     has_masks: whether every object has an outline.
@@ -193,6 +194,7 @@ class Listing:
     defaults: DataDefaults = DataDefaults()
     held_out: tuple[float, float] = (0.1, 0.1)
     notes: tuple[str, ...] = field(default=())
+    divided_by: str = ""
     task: Task = "classification"
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
     category_ids: tuple[int, ...] = ()
