@@ -79,7 +79,7 @@ def training_batches(
             positions = np.arange(step * batch_size + rank, (step + 1) * batch_size, world)
             yield from (positions[cut] for cut in cuts)
 
-    batches = _in_order(source, wanted, workers)
+    batches = in_order(source, wanted, workers)
     for _ in range(start, stop):
         yield [next(batches) for _ in cuts]
 
@@ -103,7 +103,7 @@ def evaluation_batches(
     def wanted() -> Iterator[np.ndarray]:
         return (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
 
-    return _in_order(_Evaluation(split, EvalTransform(image_size, crop_pct)), wanted, workers)
+    return in_order(_Evaluation(split, EvalTransform(image_size, crop_pct)), wanted, workers)
 
 
 class _Training:
@@ -191,7 +191,7 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _in_order(source: Any, wanted: Any, workers: int) -> Iterator[Any]:
+def in_order(source: Any, wanted: Any, workers: int) -> Iterator[Any]:
     """``source[item]`` for each of ``wanted()``, in order, ahead of time where there are workers."""
     if workers == 0:
         yield from (source[item] for item in wanted())

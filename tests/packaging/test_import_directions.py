@@ -32,6 +32,7 @@ LOWER_FLOOR = {
     "errors",
     "features",
     "method",
+    "openmm",
     "outcomes",
     "precision",
     "progress",
