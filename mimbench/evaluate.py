@@ -15,9 +15,9 @@ from mimbench.encoder import Encoder
 from mimbench.errors import UserError
 from mimbench.features import FeatureStore
 from mimbench.ledger import FED_ON
+from mimbench.processes import on_first
 from mimbench.protocol import Evaluation, EvaluationFailed, Protocol, Surroundings
 from mimbench.spec import Job, Readout
-from mimbench.train_loop import on_first
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split

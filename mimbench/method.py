@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from mimbench.encoder import Encoded
-from mimbench.spec import Card, View
+from mimbench.spec import Card
+from mimbench.trainee import Crop, Losses, Step, Trainee
+
+__all__ = ["Crop", "Losses", "Method", "Step", "Teacher", "Tokenizer"]
 
 
-class Losses(dict[str, Tensor]):
-    """Named scalar terms, already weighted; what is minimised is their sum."""
-
-    @property
-    def total(self) -> Tensor:
-        return sum(self.values())  # type: ignore[return-value]
-
-
-class Crop(NamedTuple):
-    """One view of a batch: what was cut out of the images and where."""
-
-    images: Tensor  # float [B, 3, S, S], normalised; S differs between views
-    boxes: Tensor  # float [B, 4]: top, left, height, width of the crop, as shares of the image's sides
-    flipped: Tensor  # bool [B]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a method may know of the moment.
-
-    progress: share of the run that is done, in [0, 1).
-    keys: int64 [B], one random key a sample (see ``mimbench.rng``); all of a method's draws come from it.
-    labels: int64 [B] for methods whose card says ``external="labels"``; None for every other.
-    views: for methods with ``views``: the batch itself as the first crop, then one crop for each of them.
-    """
-
-    progress: float
-    keys: Tensor
-    labels: Tensor | None = None
-    views: tuple[Crop, ...] = ()
-
-
-class Method(nn.Module):
+class Method(Trainee):
     """A pre-training method: maps normalised images to losses and owns an encoder.
 
     A subclass sets ``card`` and ``self.encoder`` (a backbone, see ``mimbench.encoder.Backbone``) and
@@ -70,8 +40,6 @@ class Method(nn.Module):
     card: ClassVar[Card]
     needs: ClassVar[Mapping[str, str | None]] = MappingProxyType({})
     couples_batch: ClassVar[bool] = False
-    views: tuple[View, ...] = ()
-    encoder: nn.Module
     # What it was built with; mimbench.train.build_method sets it.
     settings: Mapping[str, Any] = MappingProxyType({})
 
@@ -80,12 +48,19 @@ class Method(nn.Module):
         """What it asks of the encoder's architecture under these settings; usually what its card says."""
         return dict(cls.card.backbone)
 
+    @property
+    def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        """The card's."""
+        return self.card.mean, self.card.std
+
+    @property
+    def labelled(self) -> bool:
+        """As the card says."""
+        return self.card.external == "labels"
+
     def forward(self, images: Tensor, step: Step) -> Losses:
         """Losses of one batch. images: float [B, 3, H, W], normalised by the card's mean and std."""
         raise NotImplementedError
-
-    def after_step(self, step: Step) -> None:
-        """Called after each optimiser step; moving averages live here."""
 
     @property
     def product(self) -> nn.Module:

@@ -98,7 +98,8 @@ class Health:
 class Speed:
     """Images per second and time left, over the last few seconds of this process."""
 
-    def __init__(self, now: float, images: int, progress: float, window: int = 20):
+    def __init__(self, stage: str, now: float, images: int, progress: float, window: int = 20):
+        self._stage = stage
         self._marks = deque([(now, images, progress)], maxlen=window)
         self._loss: float | None = None
 
@@ -109,7 +110,7 @@ class Speed:
         self._marks.append((now, images, progress))
         seconds, gained = now - then, progress - progress_then
         return Progress(
-            stage="pre-training",
+            stage=self._stage,
             done=min(progress, 1.0),
             rate=(images - images_then) / seconds if seconds > 0 else None,
             loss=self._loss,

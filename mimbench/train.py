@@ -1,7 +1,9 @@
-"""Pre-training a method: one process or many (torchrun), any device, any budget, killed and resumed at will.
+"""Training: one process or many (torchrun), any device, any budget, killed and resumed at will.
 
 method = build_method(MAE, setting=setting, settings={}, seed=0, recipe=MAE.card.recipe)
 trained = pretrain(method, dataset, recipe=MAE.card.recipe, setting=setting, seed=0, folder=folder)
+
+``fit`` is the same for what a protocol trains.
 """
 
 from __future__ import annotations
@@ -17,21 +19,24 @@ from torch import nn
 
 from mimbench import checkpoint
 from mimbench.cost import Cost, device_name, parameters
+from mimbench.course import Course, Visits
 from mimbench.errors import UserError
 from mimbench.files import make_folder
 from mimbench.method import Method
 from mimbench.monitor import TrainingStopped
 from mimbench.precision import make_fabric, precision_of
+from mimbench.processes import on_first
 from mimbench.progress import Progress, silent
 from mimbench.registry import build_backbone
 from mimbench.seeding import seeded_init
-from mimbench.spec import Recipe, Setting
-from mimbench.train_loop import Run, on_first
+from mimbench.spec import Recipe, Setting, View, content_hash
+from mimbench.train_loop import Run
+from mimbench.trainee import Trainee
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset
 
-__all__ = ["Trained", "TrainingStopped", "build_method", "make_fabric", "pretrain", "seeded_init"]
+__all__ = ["Trained", "TrainingStopped", "build_method", "fit", "make_fabric", "pretrain", "seeded_init"]
 
 CHECKPOINT_FILE = "checkpoint.pt"
 METHOD_FILE = "method.safetensors"
@@ -104,22 +109,102 @@ def pretrain(
     folder = Path(folder)
     _check(method, dataset, setting, fabric)
     on_first(fabric, lambda: _prepare(folder))
-    cost = Cost(
-        parameters_encoder=parameters(method.encoder),
-        parameters_total=parameters(method),
-        device=device_name(fabric.device),
-        processes=fabric.world_size,
-    )
+    cost = _fixed_cost(method, fabric)
     curve: list[dict[str, float]] = []
     if recipe is not None:
+        identity = {
+            "method": method.card.key,
+            "version": method.card.version,
+            "settings": dict(method.settings),
+            "recipe": recipe.content(),
+            "setting": setting.identity(),
+            "seed": seed,
+            "data": dataset.fingerprint,
+        }
+        course = Course(
+            dataset.train,
+            recipe,
+            dataset.defaults.suit(recipe.augmentation),
+            setting.image_size,
+            setting.batch_size,
+            setting.budget,
+            seed,
+        )
         run = Run(
-            method, dataset, recipe, setting, seed, folder / CHECKPOINT_FILE, fabric, report, checkpoint_every
+            method,
+            course,
+            identity=content_hash(identity),
+            path=folder / CHECKPOINT_FILE,
+            fabric=fabric,
+            report=report,
+            stage="pre-training",
+            checkpoint_every=checkpoint_every,
+            views=dataset.defaults.suit_views(method.views),
         )
         with seeded_init(seed, "train"):
             run.train(micro_batch, workers)
         cost, curve = run.cost(cost), run.curve.points
     product = on_first(fabric, lambda: _write_product(method, folder))
     return Trained(cost.content(), curve, product, dataset.describe(), method.description())
+
+
+def fit(
+    trainee: Trainee,
+    course: Course,
+    *,
+    identity: Mapping[str, Any],
+    path: Path,
+    fabric: Fabric,
+    stage: str,
+    report: Callable[[Progress], None] = silent,
+    micro_batch: int | None = None,
+    workers: int = 0,
+    checkpoint_every: float = 60.0,
+    views: tuple[View, ...] = (),
+    visits: Visits | None = None,
+) -> tuple[Cost, list[dict[str, float]]]:
+    """Train ``trainee`` through ``course``, by the loop that pre-trains; its cost and learning curve.
+
+    Collective: every process calls it with the same arguments, and ends with the same weights.
+
+    identity: JSON data, all that its initial weights and its losses depend on; the rest is the course.
+    path: of the checkpoint it goes on from if there is one; it is deleted when the run is through.
+    stage: what reports call it. views: the trainee's, as the images bear them.
+    visits: looks at the trainee now and then, such as to score it on validation.
+
+    Raises as ``pretrain`` does.
+    """
+    if course.batch_size % fabric.world_size:
+        raise UserError(
+            f"a batch size of {course.batch_size} does not divide over {fabric.world_size} processes; "
+            "take a multiple of their number"
+        )
+    on_first(fabric, lambda: _prepare(path.parent))
+    run = Run(
+        trainee,
+        course,
+        identity=content_hash({"trainee": dict(identity), "course": course.identity()}),
+        path=path,
+        fabric=fabric,
+        report=report,
+        stage=stage,
+        checkpoint_every=checkpoint_every,
+        views=views,
+        visits=visits,
+    )
+    with seeded_init(course.seed, "train"):
+        run.train(micro_batch, workers)
+    on_first(fabric, lambda: path.unlink(missing_ok=True))
+    return run.cost(_fixed_cost(trainee, fabric)), run.curve.points
+
+
+def _fixed_cost(trainee: Trainee, fabric: Fabric) -> Cost:
+    return Cost(
+        parameters_encoder=parameters(trainee.encoder),
+        parameters_total=parameters(trainee),
+        device=device_name(fabric.device),
+        processes=fabric.world_size,
+    )
 
 
 def _check(method: Method, dataset: Dataset, setting: Setting, fabric: Fabric) -> None:

@@ -1,4 +1,4 @@
-"""The only training loop. ``mimbench.train.pretrain`` is the way in.
+"""The only training loop. ``mimbench.train``'s ``pretrain`` and ``fit`` are the ways in.
 
 All random numbers are keyed: data and masks by (seed, epoch, sample), whatever a module draws from
 torch's global generator by (seed, step, process). So no generator has a state worth saving, and a run
@@ -10,12 +10,13 @@ clock of a budget in hours) goes through a collective, so that all of them take 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from lightning_fabric import Fabric
@@ -23,18 +24,18 @@ from torch import Tensor
 
 from mimbench import checkpoint, seeding
 from mimbench.cost import Cost, device_name, measuring, peak_memory, reset_peak_memory
+from mimbench.course import Course, Visits
 from mimbench.errors import UserError
 from mimbench.interrupts import Interrupts
-from mimbench.method import Method
 from mimbench.monitor import Health, LearningCurve, Speed
+from mimbench.processes import on_first
 from mimbench.progress import Progress
-from mimbench.spec import Recipe, Setting, content_hash
+from mimbench.spec import View
 from mimbench.train_step import TrainStep
+from mimbench.trainee import Trainee
 
 if TYPE_CHECKING:
-    from mimbench.data import Batch, Dataset
-
-T = TypeVar("T")
+    from mimbench.data import Batch
 
 # Losses stay on the device until somebody looks: often enough to draw progress, seldom enough not to wait.
 LOOK_SECONDS = 0.25
@@ -44,53 +45,31 @@ CHECKPOINT_SHARE = 1 / 20
 ENDLESS = 1 << 40  # steps, where the budget is in hours
 
 
-def on_first(fabric: Fabric, work: Callable[[], T]) -> T:
-    """Do ``work`` on the first process; its result or its UserError comes out of all of them."""
-    result, mistake = None, None
-    if fabric.is_global_zero:
-        try:
-            result = work()
-        except UserError as error:
-            if fabric.world_size == 1:
-                raise
-            mistake = str(error)
-    result, mistake = fabric.broadcast((result, mistake))
-    if mistake is not None:
-        raise UserError(mistake)
-    return result  # type: ignore[return-value]
-
-
 class Run:
-    """One run of the loop: where it stands, and how it goes on from a checkpoint."""
+    """One run of the loop: where it stands, and how it goes on from a checkpoint.
+
+    identity: a hash of all that the run depends on. path: of its checkpoints. stage: what reports call it.
+    views: the trainee's, as the images bear them. checkpoint_every: seconds.
+    """
 
     def __init__(
         self,
-        method: Method,
-        dataset: Dataset,
-        recipe: Recipe,
-        setting: Setting,
-        seed: int,
+        trainee: Trainee,
+        course: Course,
+        *,
+        identity: str,
         path: Path,
         fabric: Fabric,
         report: Callable[[Progress], None],
-        checkpoint_every: float,
+        stage: str,
+        checkpoint_every: float = 60.0,
+        views: tuple[View, ...] = (),
+        visits: Visits | None = None,
     ):
-        self.dataset, self.setting, self.seed, self.path = dataset, setting, seed, path
-        self.fabric, self.report, self.checkpoint_every = fabric, report, checkpoint_every
-        self.augmentation = dataset.defaults.suit(recipe.augmentation)
-        self.views = dataset.defaults.suit_views(method.views)
-        self.identity = content_hash(
-            {
-                "method": method.card.key,
-                "version": method.card.version,
-                "settings": dict(method.settings),
-                "recipe": recipe.content(),
-                "setting": setting.identity(),
-                "seed": seed,
-                "data": dataset.fingerprint,
-            }
-        )
-        self.train_step = TrainStep(method, recipe, setting.batch_size, fabric)
+        self.course, self.identity, self.path = course, identity, path
+        self.fabric, self.report, self.stage = fabric, report, stage
+        self.checkpoint_every, self.views, self.visits = checkpoint_every, views, visits
+        self.train_step = TrainStep(trainee, course.recipe, course.batch_size, fabric)
         self.curve, self.health = LearningCurve(), Health()
         self.step = 0
         self.flops_per_image = 0.0
@@ -103,28 +82,28 @@ class Run:
 
     @property
     def images(self) -> int:
-        return self.step * self.setting.batch_size
+        return self.step * self.course.batch_size
 
     @property
     def steps(self) -> int | None:
         """Of the whole run: the nearest to the budget, at least one. None where nobody can know (yet)."""
-        budget = self.setting.budget
+        budget = self.course.budget
         if budget.unit == "epochs":
-            images = budget.amount * len(self.dataset.train)
+            images = budget.amount * len(self.course.split)
         elif budget.unit == "images":
             images = budget.amount
         elif budget.unit == "flops" and self.flops_per_image:
             images = budget.amount / self.flops_per_image
         else:
             return None
-        return max(1, round(images / self.setting.batch_size))
+        return max(1, round(images / self.course.batch_size))
 
     def _progress(self) -> float:
         """Share of the budget that is used up; the same on all processes, who must all ask."""
         if self.step == 0:
             return 0.0
-        if self.setting.budget.unit == "hours":
-            return self.fabric.broadcast(self._elapsed()) / (3600 * self.setting.budget.amount)
+        if self.course.budget.unit == "hours":
+            return self.fabric.broadcast(self._elapsed()) / (3600 * self.course.budget.amount)
         return self.step / self.steps if self.steps else 0.0
 
     def _elapsed(self) -> float:
@@ -140,9 +119,9 @@ class Run:
         self.pause = self.checkpoint_every  # until the next checkpoint
         self.look_every = 1
         progress = self._progress()
-        self.speed = Speed(self.started, self.images, progress)
+        self.speed = Speed(self.stage, self.started, self.images, progress)
         if self.fabric.is_global_zero:
-            self.report(Progress("pre-training", done=min(progress, 1.0)))
+            self.report(Progress(self.stage, done=min(progress, 1.0)))
         try:
             with Interrupts() as interrupts:
                 while progress < 1:  # once; twice where the first step tells how many there are
@@ -154,7 +133,7 @@ class Run:
         except RuntimeError as error:
             # CUDA's has a class of its own, the CPU allocator's only a text.
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                at_once = micro_batch or self.setting.batch_size // self.fabric.world_size
+                at_once = micro_batch or self.course.batch_size // self.fabric.world_size
                 raise UserError(
                     f"{device_name(self.fabric.device)} has too little memory for {at_once} images at once; "
                     f"take fewer, such as --micro-batch {max(1, at_once // 2)} (a step stays the same)"
@@ -166,13 +145,13 @@ class Run:
     def _batches(self, micro_batch: int | None, workers: int) -> Generator[list[Batch], None, None]:
         from mimbench.data import training_batches
 
-        unknown = 1 if self.setting.budget.unit == "flops" else ENDLESS
+        unknown = 1 if self.course.budget.unit == "flops" else ENDLESS
         yield from training_batches(
-            self.dataset.train,
-            augmentation=self.augmentation,
-            image_size=self.setting.image_size,
-            seed=self.seed,
-            batch_size=self.setting.batch_size,
+            self.course.split,
+            augmentation=self.course.augmentation,
+            image_size=self.course.image_size,
+            seed=self.course.seed,
+            batch_size=self.course.batch_size,
             start=self.step,
             stop=self.steps or unknown,
             rank=self.fabric.global_rank,
@@ -184,27 +163,39 @@ class Run:
 
     def _one_step(self, micro_batches: list[Batch], progress: float, interrupts: Interrupts) -> float:
         """Train one step at ``progress``; the progress after it."""
-        torch.manual_seed(seeding.key(self.seed, "step", self.step, self.fabric.global_rank))
+        seed = self.course.seed
+        torch.manual_seed(seeding.key(seed, "step", self.step, self.fabric.global_rank))
+        key = seeding.key(seed, "whole step", self.step)
         if self.step == 0:
-            terms = self._first_step(micro_batches)
+            terms = self._first_step(micro_batches, key)
         else:
-            terms = self.train_step(micro_batches, progress)
+            terms = self.train_step(micro_batches, progress, key)
         self.step += 1
         self.pending.append((progress, self.train_step.lr, terms))
         after = self._progress()
+        self._visit(progress, after)  # before a look, which may save
         if self._should_look(progress, after, interrupts):
             self._look(after, interrupts)
         return after
 
-    def _first_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+    def _first_step(self, micro_batches: list[Batch], key: int) -> dict[str, Tensor]:
         """The step all later ones cost as much as, measured while it is done."""
-        with measuring(self.train_step.method.encoder) as measured:
-            terms = self.train_step(micro_batches, progress=0.0)
-        images = self.setting.batch_size / self.fabric.world_size
+        with measuring(self.train_step.trainee.encoder) as measured:
+            terms = self.train_step(micro_batches, 0.0, key)
+        images = self.course.batch_size / self.fabric.world_size
         flops, tokens = self.fabric.broadcast((measured.flops, measured.tokens))
         self.flops_per_image = flops / images
         self.tokens_per_image = None if tokens is None else tokens / images
         return terms
+
+    def _visit(self, before: float, after: float) -> None:
+        """The visits that are due between two points of progress."""
+        if self.visits is None:
+            return
+        shares = [share - 1e-9 for share in self.visits.shares]  # 0.58 * 50 is 28.999…
+        for due in range(bisect(shares, before), bisect(shares, after)):
+            self.visits(self.visits.shares[due])
+            self.train_step.trainee.train()
 
     def _should_look(self, before: float, after: float, interrupts: Interrupts) -> bool:
         if self.fabric.world_size == 1 and interrupts.requested is not None:
@@ -240,7 +231,7 @@ class Run:
         for number, (at, lr, names) in enumerate(self.pending, self.step - len(self.pending) + 1):
             terms = {name: next(values) for name in names}
             self.health.check(number, terms)
-            self.curve.add(at, number * self.setting.batch_size, lr, terms)
+            self.curve.add(at, number * self.course.batch_size, lr, terms)
             total += sum(terms.values())
         mean_loss = total / len(self.pending)
         self.pending.clear()
@@ -263,6 +254,8 @@ class Run:
                 "health": self.health.state_dict(),
                 "train_step": self.train_step.state_dict(),
             }
+            if self.visits is not None:
+                content["visits"] = self.visits.state_dict()
             checkpoint.save_checkpoint(self.path, content)
 
         on_first(self.fabric, write)
@@ -277,7 +270,7 @@ class Run:
             self.train_step.load_state_dict(content["train_step"])
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"the training checkpoint {self.path} does not fit this version of the method "
+                f"the training checkpoint {self.path} does not fit this version of what is trained "
                 f"({str(error).splitlines()[0]}); delete it to train from the start"
             ) from error
         self.step, self.seconds = content["step"], content["seconds"]
@@ -285,6 +278,8 @@ class Run:
         self.peak_memory = content["peak_memory"]
         self.curve.load_state_dict(content["curve"])
         self.health.load_state_dict(content["health"])
+        if self.visits is not None:
+            self.visits.load_state_dict(content["visits"])
 
     def cost(self, fixed: Cost) -> Cost:
         """``fixed`` and what the whole run took, before a resume too: the first process's figures."""

@@ -15,7 +15,8 @@ from mimbench.method import Step
 from mimbench.precision import make_fabric, native_precisions
 from mimbench.schedule import learning_rate
 from mimbench.spec import Augmentation, Recipe
-from mimbench.train_step import TrainStep, parameter_groups
+from mimbench.train_step import TrainStep
+from mimbench.trainee import parameter_groups
 
 
 def batches(steps: int, batch_size: int = 8, micro_batch: int | None = None, **options):
