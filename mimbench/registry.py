@@ -122,11 +122,11 @@ def protocols() -> dict[str, type[Protocol]]:
 
 
 @cache
-def datasets() -> dict[str, Callable[[str], Listing]]:
+def datasets() -> dict[str, Callable[..., Listing]]:
     """All sources of images by the prefix of their spec, each a function of what follows the colon."""
     from mimbench.data.sources import SOURCES
 
-    table: dict[str, Callable[[str], Listing]] = dict(SOURCES)
+    table: dict[str, Callable[..., Listing]] = dict(SOURCES)
     for name, source in _entry_points("dataset"):
         _expect(callable(source), "dataset", name, source)
         _add(table, "dataset", name, source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 
 from mimbench.data.images import BrokenImageError
 from mimbench.data.scan import Scan, scan
-from mimbench.data.sources.base import Annotations, Decoder, Listing
-from mimbench.data.store import Ragged, changed, copied_bytes
+from mimbench.data.sources.base import Annotations, Listing
+from mimbench.data.store import changed
 from mimbench.data.targets import Target
 from mimbench.progress import Progress
 
@@ -43,37 +42,17 @@ def _together(images: Scan, marks: Scan, annotations: Annotations) -> Scan:
 
 
 class Targets:
-    """The annotations of a part's sound samples, by position: decoded at each access.
+    """The annotations of a part's sound samples, by position, decoded at each access: they are small in
+    their encoded form and quickly read."""
 
-    From their own files, or from a copy of their bytes where the source has them in one.
-    """
-
-    def __init__(self, annotations: Annotations, keep: np.ndarray, copied: Ragged | None):
-        self._decode: Decoder = annotations.decode
-        self._annotations = annotations if copied is None else None  # may be large
-        self._keep, self._copied = keep, copied
+    def __init__(self, annotations: Annotations, reading: Scan):
+        self._annotations = annotations
+        self._keep = np.flatnonzero(reading.sizes[:, 0] > 0)
 
     def target(self, position: int) -> Target:
-        """Raises UserError if the file is gone or has changed meanwhile."""
-        if self._copied is not None:
-            return self._decode(self._copied.part(position).tobytes())
-        assert self._annotations is not None
+        """Raises UserError if their file is gone or has changed meanwhile."""
         index = int(self._keep[position])
         try:
-            return self._decode(self._annotations.encoded(index))
+            return self._annotations.decode(self._annotations.encoded(index))
         except (OSError, BrokenImageError) as error:
             raise changed(self._annotations, index, error) from error
-
-
-def targets(
-    annotations: Annotations, reading: Scan, folder: Path, report: Callable[[Progress], None]
-) -> Targets:
-    """The annotations of the samples that ``reading`` found sound. Label maps stay in their files, which
-    are small and quickly read."""
-    keep = np.flatnonzero(reading.sizes[:, 0] > 0)
-    copied = None
-    if not annotations.seekable:
-        assert reading.targets is not None
-        content = hashlib.sha256(annotations.key.encode() + reading.targets[keep].tobytes()).hexdigest()
-        copied = copied_bytes(annotations, keep, content, folder, report, "annotations")
-    return Targets(annotations, keep, copied)

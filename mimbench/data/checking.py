@@ -65,8 +65,8 @@ def check(
 
     Raises UserError only where there is nothing to look at: an unknown source, a wrong path, no images.
     """
-    found = listing(spec)
     folder = cache_folder("data", cache)
+    found = listing(spec, folder)
     scans = readings(found, folder, report)
     broken = broken_images(found, scans)
     facts: dict[str, Any] = {

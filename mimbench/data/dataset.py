@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mimbench import registry
-from mimbench.data.annotated import Targets, readings, targets
+from mimbench.data.annotated import Targets, readings
 from mimbench.data.cache import cache_folder
 from mimbench.data.scan import Scan
 from mimbench.data.sources.base import Listing, Part
 from mimbench.data.splits import check_classes, divide, fingerprint, require_two_classes
 from mimbench.data.store import Pixels, pixels, store_side
-from mimbench.data.targets import Target
+from mimbench.data.targets import Boxes, Target
 from mimbench.errors import UserError, unknown
 from mimbench.progress import Progress, silent
 from mimbench.protocol import Task
@@ -146,6 +147,26 @@ class Dataset:
         self.test_openings += 1
         return self._test
 
+    def coco(self, split: Split) -> dict[str, Any]:
+        """A split of a detection set as the JSON that COCO's tools take: its images, objects, categories.
+
+        Raises UserError for other sets.
+        """
+        if self.task != "detection" or self.classes is None:
+            raise UserError(f"{self.name} is for {self.task} and has no boxes; give coco:PATH")
+        found = [split.target(i) for i in range(len(split))]
+        boxes = [target for target in found if isinstance(target, Boxes)]
+        pictures = [
+            {"id": of.image_id, "file_name": split.sample_id(i), "height": of.height, "width": of.width}
+            for i, of in enumerate(boxes)
+        ]
+        named = zip(self.category_ids, self.classes, strict=True)
+        return {
+            "images": pictures,
+            "annotations": [entry for of in boxes for entry in of.content(self.category_ids)],
+            "categories": [{"id": number, "name": name} for number, name in named],
+        }
+
     def describe(self) -> dict[str, Any]:
         """Facts for the record, as JSON data."""
         return {
@@ -171,8 +192,11 @@ class Dataset:
         return {split.name: split.fingerprint for split in self._splits()}
 
 
-def listing(spec: str) -> Listing:
-    """What the source called ``spec`` holds. Raises UserError for an unknown source or a wrong path."""
+def listing(spec: str, folder: Path) -> Listing:
+    """What the source called ``spec`` holds; ``folder`` is the cache's, for sources that use one.
+
+    Raises UserError for an unknown source or a wrong path.
+    """
     kind, _, argument = spec.partition(":")
     sources = registry.datasets()
     if kind not in sources:
@@ -181,7 +205,8 @@ def listing(spec: str) -> Listing:
                 f"the dataset {spec!r} is a path without its kind; write imagefolder:{spec} or parquet:{spec}"
             )
         raise unknown("dataset", kind, sources, "such as digits or imagefolder:PATH")
-    return sources[kind](argument)
+    source = sources[kind]
+    return source(argument, folder) if len(signature(source).parameters) > 1 else source(argument)
 
 
 def broken_images(found: Listing, scans: dict[str, Scan]) -> dict[str, str]:
@@ -216,9 +241,9 @@ def open_dataset(
     Raises UserError for anything wrong with the data; broken images are all named, or with ``skip_broken``
     left out and listed in ``Dataset.skipped``.
     """
-    found = listing(spec)
-    require_two_classes(found)
     folder = cache_folder("data", cache)
+    found = listing(spec, folder)
+    require_two_classes(found)
     scans = readings(found, folder, report)
     broken = broken_images(found, scans)
     if broken and not skip_broken:
@@ -228,7 +253,7 @@ def open_dataset(
 
     side = None if found.annotations else store_side(image_size or found.defaults.image_size)
     stores = {name: pixels(part, scans[name], side, folder, report) for name, part in found.parts.items()}
-    marks = {name: targets(a, scans[name], folder, report) for name, a in found.annotations.items()}
+    marks = {name: Targets(of, scans[name]) for name, of in found.annotations.items()}
     splits = {}
     for name, (origin, indices) in chosen.items():
         part, reading = found.parts[origin], scans[origin]

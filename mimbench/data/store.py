@@ -64,7 +64,7 @@ class Pixels(Protocol):
     def image(self, position: int) -> np.ndarray: ...
 
 
-class Ragged:
+class _Ragged:
     """Byte strings of different lengths in one memory-mapped file. Pickles as its path."""
 
     def __init__(self, folder: Path):
@@ -84,7 +84,7 @@ class Ragged:
         return self._flat[self.offsets[position] : self.offsets[position + 1]]
 
 
-class Prepared(Ragged):
+class Prepared(_Ragged):
     """A finished store of pixels."""
 
     kind = "prepared"
@@ -104,7 +104,7 @@ class Streamed:
 
     kind = "streamed"
 
-    def __init__(self, part: Part, keep: np.ndarray, side: int | None, copied: Ragged | None = None):
+    def __init__(self, part: Part, keep: np.ndarray, side: int | None, copied: _Ragged | None = None):
         self._part, self._keep, self._side, self._copied = part, keep, side, copied
 
     def __len__(self) -> int:
@@ -163,35 +163,20 @@ def pixels(
     if part.seekable:
         return Streamed(part, keep, side)
 
-    copied = copied_bytes(part, keep, content, folder, report, "images")
-    return Streamed(part, keep, side, copied)
-
-
-def copied_bytes(
-    samples: Samples, keep: np.ndarray, key: str, folder: Path, report: Callable[[Progress], None], kind: str
-) -> Ragged:
-    """The encoded bytes of the samples ``keep``, laid out on disk, for what cannot be read one by one at a
-    bearable price, such as a row of a table. key: a hash of them. kind: what they are, for people.
-    """
-    with writing(folder):
-        (folder / "stores").mkdir(exist_ok=True)
-    target = folder / "stores" / f"{key[:32]}-encoded-{FORMAT}"
-    if (copied := _finished(target, Ragged)) is None:
-        sizes = np.zeros(len(samples), np.int64)
+    # A row of a table cannot be read alone at a bearable price: its bytes are laid out for that once.
+    target = stores / f"{content[:32]}-encoded-{FORMAT}"
+    if (copied := _finished(target, _Ragged)) is None:
+        sizes = np.zeros(len(part), np.int64)
 
         def measure(piece: range) -> int:
-            for index, content in zip(piece, samples.read(piece), strict=True):
+            for index, content in zip(piece, part.read(piece), strict=True):
                 sizes[index] = 0 if isinstance(content, BrokenImageError) else len(content)
             return len(piece)
 
-        with_progress(measure, samples.pieces(), f"measuring {kind}", report)
-        _write(target, samples, keep, sizes[keep], None, _as_it_is, f"copying {kind}", report)
-        copied = Ragged(target)
-    return copied
-
-
-def _as_it_is(_: int, content: bytes) -> bytes:
-    return content
+        with_progress(measure, part.pieces(), "measuring images", report)
+        _write(target, part, keep, sizes[keep], None, lambda _, content: content, "copying images", report)
+        copied = _Ragged(target)
+    return Streamed(part, keep, side, copied)
 
 
 def _finished(target: Path, kind: type[Any]) -> Any:
@@ -206,7 +191,7 @@ def _finished(target: Path, kind: type[Any]) -> Any:
 
 def _write(
     target: Path,
-    part: Samples,
+    part: Part,
     keep: np.ndarray,
     lengths: np.ndarray,
     shapes: np.ndarray | None,
@@ -218,7 +203,7 @@ def _write(
     temporary = target.with_suffix(".tmp")
     with writing(target.parent), FileLock(_lock(target)):
         _clean(target.parent, own=target)
-        kind = Ragged if shapes is None else Prepared
+        kind = _Ragged if shapes is None else Prepared
         if _finished(target, kind) is not None:
             return
         for leftover in (temporary, target):
@@ -234,7 +219,7 @@ def _write(
 
 def _fill(
     folder: Path,
-    part: Samples,
+    part: Part,
     keep: np.ndarray,
     lengths: np.ndarray,
     shapes: np.ndarray | None,

@@ -1,7 +1,8 @@
 """Where images come from. ``SOURCES`` maps a spec's prefix to a function of what follows the colon.
 
 An installed package adds its own through the entry-point group ``mimbench.datasets``: the entry's name is
-the prefix, its object a function ``(argument: str) -> Listing``.
+the prefix, its object a function ``(argument: str) -> Listing``; a second parameter, if it has one, is a
+folder (Path) in which it may keep what it would otherwise have to read again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mimbench.data.sources.imagefolder import imagefolder
 from mimbench.data.sources.imagenet import imagenet
 from mimbench.data.sources.parquet import parquet
 
-SOURCES: dict[str, Callable[[str], Listing]] = {
+SOURCES: dict[str, Callable[..., Listing]] = {
     "ade20k": ade20k,
     "cifar10": cifar10,
     "coco": coco,

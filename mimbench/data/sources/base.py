@@ -90,7 +90,7 @@ class Samples(ABC):
 
     identity: tells samples of different sources apart in the cache, e.g. an absolute path.
     units: the files they are made of, in order; None: never remembered, read anew each time.
-    seekable: whether ``encoded`` is fast for one sample anywhere, and in any process.
+    seekable: whether ``encoded`` is fast for one sample anywhere.
     """
 
     identity: str
@@ -149,14 +149,14 @@ class Part(Samples):
 class Annotations(Samples):
     """What is known of each image of a part: its label map, or the boxes in it. Same order as the images.
 
-    decode: turns a sample's bytes into the target; goes to worker processes, so it should be small.
+    They go to worker processes, so they should be small.
+
+    decode: turns a sample's bytes into the target.
     meaning: what the bytes alone do not say and targets depend on; a part of the fingerprint.
-    key: tells contents apart that have equal digests but give other targets, such as those with other ids.
     """
 
     decode: Decoder
     meaning: str
-    key: str = ""
 
     def inspect(self, content: bytes) -> tuple[int, int]:
         """Height and width of the image it is meant for. Raises BrokenImageError."""

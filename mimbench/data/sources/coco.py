@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from mimbench.data.sources.base import Annotations, Listing, Part, existing, local_name
-from mimbench.data.sources.coco_json import CocoFile
+from mimbench.data.sources.coco_file import CocoAnnotations, CocoFile
 from mimbench.data.sources.files import SUFFIXES, Found, Photographs, collect
 from mimbench.errors import UserError
 
@@ -34,7 +34,7 @@ _FILE = re.compile(r"(?:instances_)?((train|validation|valid|val|test)(?:20\d\d)
 _EXPORTED = "_annotations.coco.json"
 
 
-def coco(argument: str) -> Listing:
+def coco(argument: str, cache: Path) -> Listing:
     """Images with boxes and perhaps outlines, as COCO has them: train2017, annotations/instances_*.json."""
     root = existing("coco", argument)
     if not root.is_dir():
@@ -46,17 +46,17 @@ def coco(argument: str) -> Listing:
             f"{argument} has no annotations of a training part (found: {there}); expected "
             "annotations/instances_train2017.json, likewise val2017, and the images in folders of these names"
         )
-    read = {part: CocoFile.read(path) for part, (_, path) in files.items()}
+    read = {part: CocoFile.open(path, cache) for part, (_, path) in files.items()}
     train = read["train"]
     for file in read.values():
         if file.categories != train.categories:
             raise UserError(
                 f"{file.path} and {train.path} have different categories; give both the same ids and names"
             )
-    has_masks = all(file.masked == file.objects for file in read.values())
+    has_masks = all(file.masked == file.count for file in read.values())
     notes = [note for file in read.values() for note in file.notes]
     if not has_masks and (masked := sum(file.masked for file in read.values())):
-        total = sum(file.objects for file in read.values())
+        total = sum(file.count for file in read.values())
         notes.append(f"only {masked} of the {total} objects have an outline; it counts as a set of boxes")
     parts: dict[str, Part] = {}
     annotations: dict[str, Annotations] = {}
@@ -65,7 +65,7 @@ def coco(argument: str) -> Listing:
         if unnamed:
             notes.append(f"{unnamed} images are not named in {file.path.name} and were left out")
         parts[part] = photographs
-        annotations[part] = file.annotations(has_masks)
+        annotations[part] = CocoAnnotations(file, has_masks)
     notes += [
         f"the folder {folder.name} has no annotations and was left out"
         for folder in sorted(root.glob("test*"))

@@ -1,24 +1,18 @@
-"""COCO's annotation files: read once, checked, and kept as a few bytes an image."""
+"""COCO's annotation files, read and checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from mimbench.data.sources.base import Annotations, Units
-from mimbench.data.targets import BoxDecoder, encode_boxes
+from mimbench.data.targets import encode_boxes
 from mimbench.errors import UserError
-
-FORMAT = 1  # of what ``encode_boxes`` writes; raised when it would be read otherwise
 
 
 class Picture(NamedTuple):
@@ -30,59 +24,27 @@ class Picture(NamedTuple):
     width: int
 
 
-class CocoAnnotations(Annotations):
-    """The objects of each image that a file names, in order of the images' names."""
-
-    seekable = False  # in one file, and in the memory of this process only
-
-    def __init__(self, file: CocoFile, has_masks: bool):
-        self.identity = f"coco annotations {FORMAT}: {file.path.resolve()}"
-        self.units = Units.of([(file.path.name, file.status, len(file.pictures))])
-        self.decode = BoxDecoder(has_masks)
-        self.meaning = f"detection, {len(file.categories)} classes"
-        self.key = file.digest  # ids decide nothing and have no part in digests, but in what is read
-        self._file = file
-
-    def __len__(self) -> int:
-        return len(self._file.pictures)
-
-    def name(self, index: int) -> str:
-        return f"in {self._file.path.name}"
-
-    def encoded(self, index: int) -> bytes:
-        start, stop = self._file.offsets[index : index + 2]
-        return self._file.encoded[start:stop]
-
-    def digest(self, content: bytes) -> bytes:
-        return hashlib.sha256(content.partition(b"\n")[2]).digest()
-
-
 @dataclass(frozen=True, eq=False)
-class CocoFile:
+class Parsed:
     """A checked annotation file.
 
-    categories: (id, name) in order of id. pictures: in order of their names. encoded, offsets: see
-    ``encode_boxes``, an image after the other. objects, masked: their number, and of those with an outline.
+    digest: SHA-256 of the file. categories: (id, name) in order of id. pictures: in order of their names;
+    encoded: their objects, see ``encode_boxes``. count, masked: number of objects, and of those with an
+    outline. notes: what is odd, in words.
     """
 
-    path: Path
-    status: os.stat_result
-    digest: str  # SHA-256 of the file
+    digest: str
     categories: tuple[tuple[int, str], ...]
     pictures: tuple[Picture, ...]
-    encoded: bytes
-    offsets: np.ndarray
-    objects: int
+    encoded: list[bytes]
+    count: int
     masked: int
     notes: tuple[str, ...]
 
-    def annotations(self, has_masks: bool) -> CocoAnnotations:
-        return CocoAnnotations(self, has_masks)
 
-    @classmethod
-    def read(cls, path: Path) -> CocoFile:
-        """Raises UserError for whatever is not as COCO's format has it."""
-        return _Reader(path).read()
+def parse(path: Path) -> Parsed:
+    """Raises UserError for whatever is not as COCO's format has it."""
+    return _Reader(path).read()
 
 
 class _Reader:
@@ -95,9 +57,9 @@ class _Reader:
     def wrong(self, problem: str, remedy: str = "correct the file") -> UserError:
         return UserError(f"{self.path}: {problem}; {remedy}")
 
-    def read(self) -> CocoFile:
+    def read(self) -> Parsed:
         try:
-            status, raw = self.path.stat(), self.path.read_bytes()
+            raw = self.path.read_bytes()
             content = json.loads(raw)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}); check its rights") from error
@@ -123,18 +85,7 @@ class _Reader:
             raise self.wrong("it has no annotations", "a detection set needs objects")
         del content
         blobs = [encode_boxes(p.id, p.height, p.width, objects.pop(p.id)) for p in pictures]
-        return CocoFile(
-            path=self.path,
-            status=status,
-            digest=digest,
-            categories=categories,
-            pictures=pictures,
-            encoded=b"".join(blobs),
-            offsets=np.cumsum([0, *map(len, blobs)]),
-            objects=len(seen),
-            masked=self.masked,
-            notes=self._notes(),
-        )
+        return Parsed(digest, categories, pictures, blobs, len(seen), self.masked, self._notes())
 
     def _entries(self, content: Any, key: str) -> list[dict[str, Any]]:
         entries = content.get(key) if isinstance(content, dict) else None
@@ -229,21 +180,20 @@ class _Reader:
     def _notes(self) -> tuple[str, ...]:
         notes = []
         if found := self.degenerate:
+            what = "1 box has" if len(found) == 1 else f"{len(found)} boxes have"
             notes.append(
-                f"{self.path.name}: {_counted(found, 'box has', 'boxes have')} no area inside the image; "
-                "evaluation counts what no detection can find, as COCO's own does, training leaves it out"
+                f"{self.path.name}: {what} no area inside the image ({_shown(found)}); evaluation counts what "
+                "no detection can find, as COCO's own does, training leaves it out"
             )
         if found := self.thin:
-            notes.append(
-                f"{self.path.name}: {_counted(found, 'outline has', 'outlines have')} fewer than 3 corners"
-            )
+            what = "1 object has" if len(found) == 1 else f"{len(found)} objects have"
+            notes.append(f"{self.path.name}: {what} an outline of fewer than 3 corners ({_shown(found)})")
         return tuple(notes)
 
 
-def _counted(numbers: list[int], one: str, several: str) -> str:
-    shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
-    plural = "" if len(numbers) == 1 else "s"
-    return f"{len(numbers)} {one if len(numbers) == 1 else several} (annotation{plural} {shown})"
+def _shown(numbers: list[int]) -> str:
+    more = ", …" if len(numbers) > 5 else ""
+    return f"annotation{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:5]))}{more}"
 
 
 def _whole(value: Any) -> bool:
