@@ -14,7 +14,7 @@ from method_zoo.backbones.initial import xavier_
 from method_zoo.parts.cross import CrossDecoder
 from method_zoo.parts.decoders import MaskTokens, decoder_size
 from method_zoo.parts.ema import MovingAverage
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pasted, squared_error
 from method_zoo.parts.masking import BlockMask, RandomMask, random_scores, ranks
 from method_zoo.parts.patches import patchify, take, where
 from mimbench import rng
@@ -22,6 +22,7 @@ from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import HALF, Augmentation, Card, Readout, Recipe
+from mimbench.watching import note_pixels
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Momentum = Annotated[float, Field(ge=0, le=1)]
@@ -187,10 +188,19 @@ class BootMAE(Method):
 
         importance = self._importance(mask, hidden, images.dtype)
         target = take(normalised_by_channel(images, self.encoder.patch_size), hidden)
+        note_pixels(lambda: self._restored(pixels, images, hidden), true_statistics=True)
         pixel_loss = (importance * squared_error(pixels, target)).mean()
         target = _normed(take(features, hidden))
         feature_loss = (importance * squared_error(_normed(seen.to(target.dtype)), target)).mean()
         return Losses(pixels=pixel_loss, features=weight * feature_loss)
+
+    def _restored(self, pixels: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
+        """Predicted pixels with the mean and variance that ``normalised_by_channel`` took away."""
+        size = self.encoder.patch_size
+        true = take(patchify(images, size, order="channel"), hidden).unflatten(2, (3, -1))
+        deviation = (true.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        patches = pixels.to(images.dtype).unflatten(2, (3, -1)) * deviation + true.mean(-1, keepdim=True)
+        return pasted(patches.flatten(2), images, hidden, size, order="channel")
 
     def _importance(self, mask: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
         """One, and the share of hidden patches among the 3 x 3 around a patch, [B, hidden]."""

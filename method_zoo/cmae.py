@@ -12,10 +12,9 @@ from method_zoo.parts.contrast import batch_contrast
 from method_zoo.parts.decoders import MaskTokens, TransformerDecoder, decoder_size
 from method_zoo.parts.ema import MovingAverage, cosine
 from method_zoo.parts.heads import mlp_head
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
-from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe, View
@@ -130,9 +129,9 @@ class CMAE(Method):
         features = self.feature_decoder(self.feature_tokens(encoded, hidden), last=mask.shape[1])
         query = self.predictor(self.projector(features.mean(1)))
         contrast = batch_contrast(query, self.targets(shifted), self.temperature)
-        target = pixels_at(images, hidden, self.encoder.patch_size)
+        error = pixel_error(pixels, images, hidden, self.encoder.patch_size, norm=True)
         return Losses(
-            reconstruction=squared_error(pixels, target).mean(),
+            reconstruction=error.mean(),
             contrast=self.contrast_weight * 2 * self.temperature * contrast,
         )
 

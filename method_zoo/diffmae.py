@@ -13,7 +13,7 @@ from method_zoo.backbones.positions import sincos_positions
 from method_zoo.parts.cross import CrossDecoder
 from method_zoo.parts.decoders import decoder_size
 from method_zoo.parts.diffusion import NoiseSchedule, TimeEmbedding, diffuse, signal_shares
-from method_zoo.parts.losses import squared_error
+from method_zoo.parts.losses import pixel_error
 from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from method_zoo.parts.targets import pixels_at
@@ -125,4 +125,6 @@ class DiffMAE(Method):
         target = pixels_at(images, hidden, self.encoder.patch_size, self.norm_pix)
         noised = diffuse(target, noise, self.shares[time])
         tokens = self.embed(noised) + self.positions[hidden] + self.time(time + 1).unsqueeze(1)
-        return Losses(reconstruction=squared_error(self.decoder(tokens, seen), target).mean())
+        predicted = self.decoder(tokens, seen)
+        error = pixel_error(predicted, images, hidden, self.encoder.patch_size, self.norm_pix)
+        return Losses(reconstruction=error.mean())

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from method_zoo.backbones.blocks import attention_probabilities
 from method_zoo.backbones.initial import truncated_normal_
+from method_zoo.parts.losses import pixel_distance
 from method_zoo.parts.masking import RandomMask
-from method_zoo.parts.patches import joined, patchify
+from method_zoo.parts.patches import joined
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
@@ -104,11 +105,10 @@ class MTO(Method):
     def losses(self, images: Tensor, mask: Tensor, keys: Tensor | None = None) -> Losses:
         """Losses under a given mask, bool [B, N], True = hidden."""
         encoded = self.encoder.encode(images, mask, fill="token", layers=self.layers, keys=keys)
-        target = patchify(images, self.encoder.patch_size, order="channel")[mask]
         predicted = self.head(encoded.patches[mask])
         exclusion, singularity = self.terms(encoded, mask, images.dtype)
         return Losses(
-            reconstruction=F.l1_loss(predicted.to(target.dtype), target),
+            reconstruction=pixel_distance(predicted, images, mask, self.encoder.patch_size),
             exclusion=self.exclusion_weight * exclusion,
             singularity=self.singularity_weight * singularity,
         )

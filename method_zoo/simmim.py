@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from method_zoo.backbones.initial import truncated_normal_
+from method_zoo.parts.losses import pixel_distance
 from method_zoo.parts.masking import RandomMask
-from method_zoo.parts.patches import patchify, unpatchify
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
 from mimbench.spec import Augmentation, Card, Readout, Recipe
-from mimbench.watching import note_pixels
 
 
 class SimMIM(Method):
@@ -96,13 +93,5 @@ class SimMIM(Method):
     def losses(self, images: Tensor, mask: Tensor, keys: Tensor | None = None) -> Losses:
         """Losses under a given mask, bool [B, N], True = hidden."""
         encoded = self.encoder.encode(images, mask, fill="token", keys=keys)
-        target = patchify(images, self.encoder.patch_size, order="channel")[mask]
         predicted = self.head(encoded.patches[mask])
-
-        def pixels() -> Tensor:
-            everywhere = patchify(torch.full_like(images, torch.nan), self.encoder.patch_size, "channel")
-            everywhere[mask] = predicted.to(images.dtype)
-            return unpatchify(everywhere, self.encoder.grid, order="channel")
-
-        note_pixels(pixels)
-        return Losses(reconstruction=F.l1_loss(predicted.to(target.dtype), target))
+        return Losses(reconstruction=pixel_distance(predicted, images, mask, self.encoder.patch_size))

@@ -14,7 +14,7 @@ from mimbench.executors import Summary, Watch
 from mimbench.files import make_folder
 from mimbench.ledger import FED_ON, Ledger
 from mimbench.request import RESULTS, Request, make_request
-from mimbench.spec import Setting
+from mimbench.spec import Record, Setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,15 +258,20 @@ def load_encoder(source: str | Path, out: str | Path = RESULTS, seed: int = 0) -
     path = Path(source)
     if path.exists():
         return checkpoint.load_encoder(path)
-    trained = [r for r in records.read_folder(Path(out)) if r.kind == "pretrain" and r.status == "done"]
-    row = (str(source), seed)
-    found = [r for r in trained if source == r.id or row == (r.content["variant"], r.content["seed"])]
+    trained = find_trained(str(source), Path(out), seed)
+    return checkpoint.load_encoder(Ledger(Path(out)).weights(trained.id) / FED_ON["pretrain"])
+
+
+def find_trained(name: str, folder: Path, seed: int) -> Record:
+    """The record of a pre-training by the name of its row or by its job id. Raises as ``load_encoder``."""
+    trained = [r for r in records.read_folder(folder) if r.kind == "pretrain" and r.status == "done"]
+    found = [r for r in trained if name == r.id or (name, seed) == (r.content["variant"], r.content["seed"])]
     if not found:
         known = {r.content["variant"] for r in trained if r.content["seed"] == seed}
-        raise unknown(f"encoder trained with seed {seed} in {out}", str(source), known)
+        raise unknown(f"encoder trained with seed {seed} in {folder}", name, known)
     if len(found) > 1:
         listed = "; ".join(f"{r.id}: {Setting.model_validate(r.content['setting']).label}" for r in found)
         raise UserError(
-            f"{source} was trained under several settings in {out}, name one by its id ({listed})"
+            f"{name} was trained under several settings in {folder}, name one by its id ({listed})"
         )
-    return checkpoint.load_encoder(Ledger(Path(out)).weights(found[0].id) / FED_ON["pretrain"])
+    return found[0]

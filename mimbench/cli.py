@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from mimbench import __version__
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
+from mimbench.show import KINDS
 
 STOPPED = "stopped; run the same command again to go on"
 
@@ -145,6 +146,29 @@ def leaderboard(
 
     files = write_leaderboard(folder, format)
     show_tables(folder, files, Console())
+
+
+@app.command()
+def show(
+    rows: Annotated[str, typer.Argument(help="Rows of the results folder: 'mae,random'; or job ids.")],
+    what: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}; by default all that can be.")] = "",
+    data: Annotated[str, typer.Option(metavar="SPECS", help="The images, named as for run.")] = "digits",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Results folder.")] = RESULTS,
+    images: Annotated[int, typer.Option(help="How many images.")] = 6,
+    seed: Annotated[int, typer.Option(help="That the rows were trained with.")] = 0,
+    to: Annotated[Path | None, typer.Option(help="Where to; RESULTS/pictures by default.")] = None,
+) -> None:
+    """Draw pictures of trained rows: masks and predictions, attention, tokens, neighbours, segmentations."""
+    from mimbench.console import show_places, show_sentences, watch_on
+    from mimbench.show import show as draw
+
+    watch = watch_on(Console(stderr=True))
+    try:
+        shown = draw(rows, what, data, out, images, seed, to, report=watch.progress)
+    finally:
+        watch.close()
+    show_places([("PNG", path) for path in shown.files], Console())
+    show_sentences(shown.left_out, Console())
 
 
 @methods_app.callback()

@@ -167,7 +167,7 @@ def show_result(result: Result, request: Request, console: Console) -> None:
 
     for table in console_tables(result.frame, width=console.width, protocols=request.named_protocols):
         console.print(table)
-    _show_left_out(result, console)
+    show_sentences(result.plan.left_out, console)
     summary = result.summary
     for job, record in summary.failed:
         console.print(Text(f"failed: {job.name}: {record.error}", style="red"), soft_wrap=True)
@@ -177,8 +177,9 @@ def show_result(result: Result, request: Request, console: Console) -> None:
     show_places([*rows, ("records", result.folder / "records")], console)
 
 
-def _show_left_out(result: Result, console: Console) -> None:
-    for sentence in result.plan.left_out:
+def show_sentences(sentences: Sequence[str], console: Console) -> None:
+    """What was left out, and why."""
+    for sentence in sentences:
         console.print(Text(sentence, style="dim"), soft_wrap=True)
 
 
@@ -221,7 +222,7 @@ def _show_plan(result: Result, console: Console) -> None:
     left = len(plan) - len(done)
     total = duration(sum(estimate.seconds for estimate in result.estimates.values()))
     console.print(f"{len(plan)} jobs, {len(done)} done, {left} to do", highlight=False)
-    _show_left_out(result, console)
+    show_sentences(result.plan.left_out, console)
     if result.estimates:
         console.print(
             f"estimate: {total} of training, from a few measured steps of each method on this machine; "

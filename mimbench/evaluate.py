@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mimbench import checkpoint, registry, settings
 from mimbench.encoder import Encoder
 from mimbench.errors import UserError
 from mimbench.features import FeatureStore
+from mimbench.files import write_atomically
 from mimbench.ledger import FED_ON
 from mimbench.processes import on_first
 from mimbench.protocol import Evaluation, EvaluationFailed, Protocol, Surroundings
@@ -51,7 +53,7 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
     together = protocol.collective or fabric.world_size == 1
     run = _checked if together else _led
     evaluation = run(protocol, encoder, data, around)
-    on_first(fabric, lambda: shutil.rmtree(scratch, ignore_errors=True))
+    on_first(fabric, lambda: _finish(evaluation, scratch, workshop.ledger.samples(job.id)))
     return {
         "needs": {need: weights},
         "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
@@ -67,6 +69,12 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
             **evaluation.facts,
         },
     }
+
+
+def _finish(evaluation: Evaluation, scratch: Path, samples: Path) -> None:
+    if evaluation.samples:
+        write_atomically(samples, lambda file: np.savez_compressed(file, **dict(evaluation.samples)))  # type: ignore[arg-type]
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _led(protocol: Protocol, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:

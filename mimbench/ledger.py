@@ -30,6 +30,10 @@ class Ledger:
         """The folder in which a stopped evaluation finds again where it was."""
         return self.folder / "scratch" / job_id
 
+    def samples(self, job_id: str) -> Path:
+        """The file of what an evaluation predicted for some test images."""
+        return self.folder / "samples" / f"{job_id}.npz"
+
     def record(self, job_id: str) -> Record | None:
         """A job's record; raises UserError when it is damaged or newer."""
         path = records.path_of(self.folder, job_id)

@@ -12,6 +12,7 @@ from mimbench.errors import UserError
 from mimbench.spec import Readout
 
 if TYPE_CHECKING:
+    import numpy as np
     from lightning_fabric import Fabric
 
     from mimbench.data import Dataset
@@ -51,6 +52,8 @@ class Evaluation:
     facts: anything else for the record, as JSON data. ``flags``: sentences that tables print beside the
     row, such as that the encoder has collapsed.
     curve: of what was trained, as ``Record.curve``.
+    samples: predictions for the test images ``sampled``, for people to look at: "labels 12" of a label map
+    [H, W]; "boxes 12" of x, y, width, height and score [n, 5], best first, and "classes 12" [n].
     """
 
     metrics: dict[str, float]
@@ -58,6 +61,12 @@ class Evaluation:
     selection: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def sampled(count: int, most: int = 8) -> list[int]:
+    """The test images whose predictions are kept: ``most`` of ``count`` places, evenly spread."""
+    return [i * count // most for i in range(most)] if most < count else list(range(count))
 
 
 @dataclass(frozen=True)

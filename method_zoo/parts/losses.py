@@ -5,6 +5,8 @@ Predictions may come in a lower precision than targets; a loss is computed in th
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,12 +33,42 @@ def pixel_error(predicted: Tensor, images: Tensor, index: Tensor, patch_size: in
         patches = predicted.to(images.dtype)
         if norm:
             patches = patches * (true.var(-1, keepdim=True) + EPS).sqrt() + true.mean(-1, keepdim=True)
-        everywhere = patchify(torch.full_like(images, torch.nan), patch_size)
-        everywhere.scatter_(1, index.unsqueeze(-1).expand_as(patches), patches)
-        return unpatchify(everywhere, (images.shape[2] // patch_size, images.shape[3] // patch_size))
+        return pasted(patches, images, index, patch_size)
 
     note_pixels(pixels, true_statistics=norm)
     return squared_error(predicted, normalised(true) if norm else true)
+
+
+def pixel_distance(predicted: Tensor, images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
+    """Mean absolute error of the hidden patches' pixels, a scalar: SimMIM's loss (arXiv:2111.09886).
+
+    predicted: [n, 3·p·p], the patches of images [B, 3, H, W] that ``mask`` [B, N] hides, in raster order.
+    """
+    true = patchify(images, patch_size, order="channel")[mask]
+    predicted = predicted.to(true.dtype)
+
+    def pixels() -> Tensor:
+        everywhere = patchify(torch.full_like(images, torch.nan), patch_size, order="channel")
+        everywhere[mask] = predicted
+        grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
+        return unpatchify(everywhere, grid, order="channel")
+
+    note_pixels(pixels)
+    return F.l1_loss(predicted, true)
+
+
+def pasted(
+    patches: Tensor,
+    images: Tensor,
+    index: Tensor,
+    patch_size: int,
+    order: Literal["pixel", "channel"] = "pixel",
+) -> Tensor:
+    """Images like ``images`` of nothing but ``patches`` [B, n, 3·p·p] at ``index`` [B, n]; NaN elsewhere."""
+    everywhere = patchify(torch.full_like(images, torch.nan), patch_size, order)
+    everywhere.scatter_(1, index.unsqueeze(-1).expand_as(patches), patches)
+    grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
+    return unpatchify(everywhere, grid, order)
 
 
 def ranking(scores: Tensor, values: Tensor, eps: float = 1e-6) -> Tensor:
