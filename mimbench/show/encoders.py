@@ -104,9 +104,11 @@ def neighbours(row: TrainedRow, data: Dataset, count: int, report: Callable[[Pro
         for split in (data.train, data.validation)
     )
     chosen = spread_over_classes(data.validation, count)
-    mean, deviation = train.mean(0), train.std(0).clamp(min=1e-12)
+    # What never changes in train would, divided by nothing, outweigh all else.
+    mean, changes = train.mean(0), train.amin(0) < train.amax(0)
+    scale = torch.where(changes, train.std(0), torch.inf).reciprocal()
     bank, asked = (
-        torch.nn.functional.normalize((x - mean) / deviation, dim=1) for x in (train, validation[chosen])
+        torch.nn.functional.normalize((x - mean) * scale, dim=1) for x in (train, validation[chosen])
     )
     found = (asked @ bank.T).topk(min(NEIGHBOURS, len(bank)), dim=1)
     panels = []
