@@ -13,6 +13,6 @@ dependency imaug does.
 
 from __future__ import annotations
 
-from mimbench.openmm.prepare import operators, prepare
+from mimbench.openmm.prepare import operators, prepare, scoped
 
-__all__ = ["operators", "prepare"]
+__all__ = ["operators", "prepare", "scoped"]

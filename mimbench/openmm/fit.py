@@ -191,8 +191,9 @@ class _Run:
                 scheduler.load_state_dict(state)
             self.curve.load_state_dict(content["curve"])
             self.health.load_state_dict(content["health"])
-        self.speed = Speed(self.started, step * self.training.batch_size, step / self.training.steps)
-        self._tell(Progress(self.stage, done=step / self.training.steps))
+        done = step / self.training.steps
+        self.speed = Speed(self.stage, self.started, step * self.training.batch_size, done)
+        self._tell(Progress(self.stage, done))
         self.lr = self._lr()
         return step
 
@@ -212,8 +213,7 @@ class _Run:
         )
         done = step / self.training.steps
         loss = self.curve.points[-1]["loss"]
-        marked = self.speed.mark(now, step * self.training.batch_size, done, loss)
-        self._tell(Progress(self.stage, marked.done, marked.rate, marked.loss, marked.seconds_left))
+        self._tell(self.speed.mark(now, step * self.training.batch_size, done, loss))
         if interrupt or save or last:
             self._save(step)
         if interrupt:

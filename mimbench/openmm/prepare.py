@@ -36,6 +36,15 @@ def operators() -> Literal["compiled", "stand-in"]:
 
 
 @contextmanager
+def scoped(scope: str) -> Iterator[None]:
+    """What is built inside by its name is looked up in the registries of ``scope``, "mmdet" or "mmseg"."""
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """No warnings of packages whose last release is older than what they warn about."""
     with warnings.catch_warnings():
