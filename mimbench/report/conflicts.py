@@ -19,7 +19,14 @@ def refuse_two_answers(entries: list[Any]) -> None:
         if entry.kind != "evaluate" or entry.status != "done":
             continue
         row = (entry.variant, entry.versions, entry.seed)
-        cell = (*row, entry.protocol, entry.protocol_version, entry.fields)
+        cell = (
+            *row,
+            entry.protocol,
+            entry.protocol_version,
+            entry.preset,
+            entry.fields,
+            entry.tested_on,
+        )
         other = answers.setdefault(cell, entry)
         if other is not entry:
             raise UserError(
@@ -37,7 +44,9 @@ def refuse_two_answers(entries: list[Any]) -> None:
 
 
 def _asked(entry: Any) -> str:
-    return f"{entry.variant} seed {entry.seed} under {entry.protocol}@{entry.protocol_version}"
+    protocol = f"{entry.protocol}:{entry.preset}" if entry.preset else entry.protocol
+    tested = f" on {entry.tested_on_name}" if entry.tested_on else ""
+    return f"{entry.variant} seed {entry.seed} under {protocol}@{entry.protocol_version}{tested}"
 
 
 def _answer(entry: Any) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from textwrap import wrap
+
 from rich import box
 from rich.console import Console, Group
 from rich.measure import Measurement
@@ -9,8 +13,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mimbench.report.costs import BY_KEY
-from mimbench.report.tables import Cell, Row, Table
-from mimbench.report.text import HOLE, number, percent
+from mimbench.report.tables import Cell, Column, Row, Table
+from mimbench.report.text import HOLE, number
 
 # Cost columns by their keys and headings; where the terminal is narrow, the last go first.
 COSTS = (("hours", "time"), ("images_per_second", ""), ("pflops", ""), ("memory_gib", ""))
@@ -19,70 +23,97 @@ PLANS = ((4, 60, False), (4, 24, False), (3, 24, False), (2, 20, False), (1, 16,
 
 
 ROWS = 100  # at most; whoever wants more looks at the page
+EDGE, FLAG = "†", "‡"
 
 
 def draw(table: Table, width: int = 100) -> Group:
-    """Heading, table and legend; the table at its richest that fits ``width`` columns, or else wrapped."""
+    """Heading, table and legend; the table at its richest that fits ``width`` columns.
+
+    Where nothing fits, protocols are spread over several tables below each other, and wrapped at last.
+    """
     heading = Text("\n".join([table.label, *_differences(table)]), style="bold")
-    return Group(heading, _fitting(table, width), Text(_legend(table), style="dim"))
+    return Group(heading, *_fitting(table, width), Text(_legend(table), style="dim"))
 
 
-def _fitting(table: Table, width: int) -> RichTable:
+def _fitting(table: Table, width: int) -> list[RichTable]:
+    places = range(len(table.columns))
+    for plan in PLANS:
+        drawn = _draw(table, places, *plan)
+        if _width(drawn) <= width:
+            return [drawn]
+    spread: list[RichTable] = []
+    for pieces in range(1, max(len(places), 1) + 1):  # below each other
+        size = max(1, math.ceil(len(places) / pieces))
+        for costs in (1, 0):  # beside the first piece
+            spread = [
+                _draw(table, places[start : start + size], 0 if start else costs, 16, True)
+                for start in range(0, max(len(places), 1), size)
+            ]
+            if max(map(_width, spread)) <= width:
+                return spread
+    return spread
+
+
+def _width(drawn: RichTable) -> int:
     unlimited = Console(width=10_000)
-    for costs, names, stacked in PLANS:
-        drawn = _draw(table, costs, names, stacked)
-        if Measurement.get(unlimited, unlimited.options, drawn).maximum <= width:
-            return drawn
-    return _draw(table, 0, 16, True)
+    return Measurement.get(unlimited, unlimited.options, drawn).maximum
 
 
-def _draw(table: Table, costs: int, names: int, stacked: bool) -> RichTable:
+def _draw(table: Table, places: Sequence[int], costs: int, names: int, stacked: bool) -> RichTable:
+    """The columns ``places`` of the table."""
     drawn = RichTable(
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         show_edge=False,
     )
     drawn.add_column("method", overflow="fold", min_width=8, max_width=names)
-    for column in table.columns:
-        drawn.add_column(Text(f"{column.label}\n{_metric(column.metric)}"), no_wrap=not stacked)
+    for place in places:
+        drawn.add_column(_head(table.columns[place], stacked), no_wrap=not stacked, overflow="fold")
     shown = [(key, title, *BY_KEY[key].unit(r.cost[key] for r in table.rows)) for key, title in COSTS[:costs]]
     for _, title, _, unit in shown:
         drawn.add_column(f"{title}\n{unit}".strip(), justify="right", no_wrap=True)
     for row in table.rows[:ROWS]:
         drawn.add_row(
             _name(row),
-            *(_cell(cell, stacked) for cell in row.cells),
+            *(_cell(row.cells[place], table.columns[place], stacked) for place in places),
             *(Text(number(factor * row.cost[key])) for key, _, factor, _ in shown),
             style="dim" if row.older or row.role in ("floor", "ceiling") else None,
         )
     return drawn
 
 
-def _metric(metric: str) -> str:
-    return f"{metric} %" if metric == "top1" else metric
+def _head(column: Column, stacked: bool) -> Text:
+    """Label, what to know before comparing, metric; broken to the width of the numbers where they are."""
+    remarks: list[str] = list(column.remarks)
+    if stacked:  # "on imagefolder:" above "flowers"
+        pieces = [piece for remark in remarks for piece in remark.replace(":", ":\n").split("\n")]
+        remarks = [part for piece in pieces for part in wrap(piece, 16)]
+    return Text("\n".join([column.label, *remarks, column.heading]))
 
 
 def _name(row: Row) -> Text:
     marks = [row.role] if row.role != "method" else []
     marks += [f"older version {row.version}"] if row.older else []
-    return Text(row.variant + (f" ({', '.join(marks)})" if marks else ""))  # Text: names are no markup
+    flag = FLAG if row.flags else ""
+    return Text(row.variant + flag + (f" ({', '.join(marks)})" if marks else ""))  # Text: names are no markup
 
 
-def _cell(cell: Cell, stacked: bool) -> Text:
+def _cell(cell: Cell, column: Column, stacked: bool) -> Text:
     if cell.state != "value":
         return Text(
             "failed, see below" if cell.state == "failed" else f"{HOLE} {cell.reason}", style="yellow"
         )
     text = Text()
-    text.append(f"{cell.rank:<2} " if not stacked or cell.rank else "", style="cyan")
-    if cell.hits is None:
-        return text.append(number(cell.value), style="bold")
-    text.append(f"{percent(cell.value):>5}", style="bold")
-    text.append("†" if cell.edges else "")
+    if column.ranked and (cell.rank or not stacked):
+        text.append(f"{cell.rank:<2} ", style="cyan")
+    text.append(f"{column.shown(cell.value):>5}", style="bold")
+    text.append((EDGE if cell.edges else "") + (FLAG if cell.flags else ""))
     if len(cell.seeds) > 1:
-        text.append(f" ±{percent(cell.spread)}")
+        text.append(f" ±{column.shown(cell.spread)}")
+    if math.isnan(cell.low):
+        return text
     text.append("\n" if stacked else " ")
-    return text.append(f"[{percent(cell.low)}, {percent(cell.high)}]")
+    return text.append(f"[{column.shown(cell.low)}, {column.shown(cell.high)}]")
 
 
 def _differences(table: Table) -> list[str]:
@@ -95,16 +126,16 @@ def _differences(table: Table) -> list[str]:
 
 def _legend(table: Table) -> str:
     cells = [cell for row in table.rows for cell in row.cells]
-    images = max((cell.images for cell in cells), default=0)
+    images = {cell.images for cell in cells if not math.isnan(cell.low)}
     lines = []
     if images:
-        lines.append(f"[low, high]: 95 % interval over the {images} test images")
+        lines.append(f"[low, high]: 95 % interval over the {_counted(images)}test images")
     if any(len(cell.seeds) > 1 for cell in cells):
         lines.append(f"±: standard deviation over {len(table.seeds)} seeds")
     if any(cell.rank.endswith("=") for cell in cells):
         lines.append("=: a tie, the paired test cannot tell them apart (p ≥ 0.05)")
     if any(cell.edges for cell in cells):
-        lines.append("†: chosen at the edge of what was tried")
+        lines.append(f"{EDGE}: chosen at the edge of what was tried")
     if any(row.role == "floor" for row in table.rows):
         lines.append("floor: no pre-training")
     if any(row.role == "ceiling" for row in table.rows):
@@ -112,4 +143,10 @@ def _legend(table: Table) -> str:
     if len(table.rows) > ROWS:
         lines.append(f"{len(table.rows) - ROWS} more rows are on the page")
     failed = [f"{name} failed: {error}" for name, error, _ in table.failures]
-    return "\n".join(["; ".join(lines), *failed]).strip()
+    flags = [f"{FLAG} {whom}: {sentence}" for whom, sentence in table.flags]
+    return "\n".join(["; ".join(lines), *flags, *failed]).strip()
+
+
+def _counted(images: set[int]) -> str:
+    """How many images, where all columns have the same."""
+    return f"{next(iter(images))} " if len(images) == 1 else ""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from mimbench.report.text import number
+from mimbench.report.text import number, percent
 
 WIDTH, HEIGHT = 420, 280  # of a scatter plot: small enough to be read at the width of a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
@@ -55,10 +55,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def scatter(
-    points: Sequence[Point], lines: Sequence[tuple[str, float]], x_label: str, y_label: str
+    points: Sequence[Point], lines: Sequence[tuple[str, float]], x_label: str, y_label: str, share: bool
 ) -> Markup:
-    """Accuracy against cost on a logarithmic axis, with intervals; ``lines`` are levels without a cost.
+    """Scores against cost on a logarithmic axis, with intervals; ``lines`` are levels without a cost.
 
+    share: whether scores lie in [0, 1], which is drawn in percent.
     Returns an empty string where fewer than two points have a cost.
     """
     points = [p for p in points if p.x > 0 and not math.isnan(p.y)]
@@ -69,7 +70,10 @@ def scatter(
     values = [v for p in points for v in (p.low, p.high) if not math.isnan(v)] + [p.y for p in points]
     values += [level for _, level in lines]
     pad = 0.06 * (max(values) - min(values) or 0.1)
-    y_low, y_high = max(min(values) - pad, 0), min(max(values) + pad, 1)
+    y_low, y_high = min(values) - pad, max(values) + pad
+    if share:
+        y_low, y_high = max(y_low, 0), min(y_high, 1)
+    factor = 100 if share else 1
 
     def place_x(x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * math.log(x / x_low) / math.log(x_high / x_low)
@@ -85,7 +89,7 @@ def scatter(
     for tick in ticks(y_low, y_high):
         y = place_y(tick)
         parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, y, WIDTH - RIGHT))
-        parts.append(_text(LEFT - 6, y + 4, f"{100 * tick:g}", "axis end"))
+        parts.append(_text(LEFT - 6, y + 4, f"{factor * tick:.6g}", "axis end"))
     for tick in log_ticks(x_low, x_high):
         x = place_x(tick)
         parts.append(Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(x, TOP, HEIGHT - BOTTOM))
@@ -104,12 +108,16 @@ def scatter(
             parts.append(Markup('<path class="error" d="M{:.1f} {:.1f}V{:.1f}"/>').format(*span))
         parts.append(
             Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
-                point.role, x, y, f"{point.name}: {100 * point.y:.1f}, {x_label} {number(point.x)}"
+                point.role, x, y, f"{point.name}: {_score(point.y, share)}, {x_label} {number(point.x)}"
             )
         )
         if len(points) <= LABELLED:
             parts.append(_name(point.name, x, y, taken))
     return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _score(value: float, share: bool) -> str:
+    return percent(value) if share else number(value)
 
 
 def _name(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> Markup:

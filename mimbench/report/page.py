@@ -51,7 +51,6 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         percent=text.percent,
         number=text.number,
         probability=text.probability,
-        score=lambda cell, value: text.percent(value) if cell.images else text.number(value),
         bar=figures.interval_bar,
         hole=text.HOLE,
     )
@@ -94,14 +93,18 @@ def _view(table: Table, number: int) -> dict[str, Any]:
             max((row.cells[place].candidates for row in table.rows), default=0)
             for place in range(len(table.columns))
         ],
+        "first": next((place for place, column in enumerate(table.columns) if column.ranked), None),
+        "images": [
+            max((row.cells[place].images for row in table.rows), default=0)
+            for place in range(len(table.columns))
+        ],
         "edges": [
-            (row.variant, column.label, edge)
+            (row.variant, column.title, edge)
             for row in table.rows
             for column, cell in zip(table.columns, row.cells, strict=True)
             for edge in cell.edges
         ],
         "costs": costs,
-        "images": max((cell.images for row in table.rows for cell in row.cells), default=0),
         "devices": sorted({row.device for row in table.rows if row.device}),
         "plots": _plots(table),
         "curves": curves[:CURVES],
@@ -130,10 +133,9 @@ def _losses(row: Row) -> list[list[tuple[float, float]]]:
 
 
 def _plots(table: Table) -> list[tuple[str, Markup]]:
-    """Accuracy against computation, a plot a protocol, and against time for the first."""
-    wanted = [(place, "pflops") for place in range(min(len(table.columns), PLOTTED))]
-    if table.columns:
-        wanted.append((0, "hours"))
+    """Scores against computation, a plot a protocol that ranks, and against time for the first."""
+    wanted = [(place, "pflops") for place in _most_different(table)[:PLOTTED]]
+    wanted += [(place, "hours") for place, _ in wanted[:1]]
     plots = []
     for place, key in wanted:
         column, cost = table.columns[place], BY_KEY[key]
@@ -153,7 +155,20 @@ def _plots(table: Table) -> list[tuple[str, Markup]]:
             if r.cost[key] > 0
         ]
         lines = [(r.variant, r.cells[place].value) for r in rows if r.role == "floor" and not r.cost[key] > 0]
-        drawn = figures.scatter(points, lines, x_label, f"{column.label} {column.metric} in %")
+        name = f"{column.title} {column.heading}"
+        drawn = figures.scatter(points, lines, x_label, name, column.unit == "share")
         if drawn:
-            plots.append((f"{column.label} {column.metric} % against {x_label}", drawn))
+            plots.append((f"{name} against {x_label}", drawn))
     return plots
+
+
+def _most_different(table: Table) -> list[int]:
+    """Places of the columns that rank: first one of each metric on each data set, then the others."""
+    seen: set[tuple[str, str]] = set()
+    first: list[int] = []
+    others: list[int] = []
+    for place, column in enumerate(table.columns):
+        if column.ranked:
+            (others if (column.metric, column.tested_on) in seen else first).append(place)
+            seen.add((column.metric, column.tested_on))
+    return first + others

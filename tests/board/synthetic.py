@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from mimbench import records
-from mimbench.outcomes import Hits
+from mimbench.board import Table, console_tables, load, tables
+from mimbench.outcomes import Hits, Outcomes
 from mimbench.spec import Job, Record
 
 SETTING: dict[str, Any] = {
@@ -81,6 +83,8 @@ class Board:
         *,
         error: str | None = None,
         hits: np.ndarray | None = None,
+        outcomes: Outcomes | dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
         needs: dict[str, str] | None = None,
         cost: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
@@ -104,11 +108,14 @@ class Board:
         }
         if error is None:
             hits = self.hits(accuracy, seed, tilt=len(variant)) if hits is None else hits
+            outcomes = Hits(hits) if outcomes is None else outcomes
+            score = outcomes.score if isinstance(outcomes, Outcomes) else 0.0
+            metrics = {"top1": score} if metrics is None else metrics
             done = {
-                "metrics": {"top1": float(hits.mean())} if metrics is None else metrics,
-                "outcomes": Hits(hits).pack(),
+                "metrics": metrics,
+                "outcomes": outcomes.pack() if isinstance(outcomes, Outcomes) else outcomes,
                 "cost": COST if cost is None else cost,
-                "facts": {"metric": "top1", "summary": f"what {protocol} does"},
+                "facts": {"metric": next(iter(metrics)), "summary": f"what {protocol} does", **(facts or {})},
                 "selection": selection or SELECTION,
             }
         else:
@@ -168,3 +175,18 @@ COST = {
     "processes": 1,
     "external": {},
 }
+
+
+def only(board: Board, **options: Any) -> Table:
+    """Its one table."""
+    (table,) = tables(load(board.folder), **options)
+    return table
+
+
+def printed(board: Board, width: int = 100, **options: Any) -> str:
+    """What the console shows."""
+    console = Console(width=width)
+    with console.capture() as capture:
+        for table in console_tables(load(board.folder), width=width, **options):
+            console.print(table)
+    return capture.get()

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 
 from mimbench.board import write
+from mimbench.outcomes import Overlaps
 
 from .synthetic import COST, Board
 
@@ -185,6 +187,45 @@ def test_every_number_leads_to_records_that_exist(watched, path):
             assert (path.parent / unquote(target)).is_file(), target
             reached.add(Path(unquote(target)).stem)
     assert reached == {record.stem for record in (path.parent / "records").iterdir()}
+
+
+def test_columns_of_all_tasks_stand_in_one_table_with_what_to_know(board, browser):
+    rng = np.random.default_rng(0)
+    unions = rng.integers(1, 5000, size=(40, 8))
+    ade = {"name": "ade20k:streets", "fingerprint": "aa" * 32, "task": "segmentation"}
+    for variant, share in (("mae", 0.6), ("beit", 0.5)):
+        areas = Overlaps((unions * share * rng.random(unions.shape)).astype(int), unions)
+        numbers = {"unit": "number", "ranked": False}
+        board.evaluate(variant, share, facts={"flags": ["It has collapsed."]} if variant == "beit" else {})
+        board.evaluate(variant, share, preset="mae", fields={"choose_on": "test"})
+        board.evaluate(variant, protocol="rankme", metrics={"rank": 90 * share}, outcomes={}, facts=numbers)
+        miou = {"metrics": {"miou": areas.score}, "outcomes": areas}
+        board.evaluate(variant, protocol="upernet", data=ade, fields={}, **miou)
+    (html,) = write(board.folder, ("html",), protocols=("rankme", "linprobe", "upernet"))
+    opened = Watched(browser, html)
+    groups = opened.page.locator("th.group").all_inner_texts()
+    assert groups[:4] == [
+        "rankme@1",
+        "linprobe@1",
+        "linprobe:mae@1\nchooses on test",
+        "upernet@1\non ade20k:streets",
+    ]
+    heads = [re.sub(r"\s+", " ", head) for head in opened.page.locator("thead th.value").all_inner_texts()]
+    assert heads == ["rank ", "top1 % [95 % interval]", "top1 % [95 % interval]", "miou % [95 % interval]"]
+    sorts = [head.get_attribute("aria-sort") for head in opened.page.locator("thead th.value").all()]
+    assert sorts == ["none", "descending", "none", "none"]  # what does not rank does not sort
+    assert opened.names() == ["mae", "beit"]
+    cells = opened.page.locator("#table-1 tbody tr").nth(0).locator("td.value")
+    assert cells.nth(0).inner_text().strip() == "54.0"
+    assert re.fullmatch(r"1\s*\d\d\.\d\s*\[\d\d\.\d, \d\d\.\d\]", cells.nth(3).inner_text())
+    text = opened.page.locator("#table-1").inner_text()
+    assert "50.0‡" in text
+    assert "beit, linprobe@1: It has collapsed." in text
+    assert "the best on the 500 test images themselves is shown" in text
+    assert "40 test images" in text
+    assert opened.page.locator("#table-1 svg.plot").count() == 4  # three that rank, one against time
+    assert opened.complaints == []
+    opened.page.close()
 
 
 def test_a_mean_over_seeds_opens_the_list_of_its_records(watched):

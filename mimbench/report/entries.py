@@ -1,0 +1,136 @@
+"""What a table reads of a record: one row of ``board.load``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mimbench.errors import UserError
+from mimbench.report.costs import NAN, amounts, device
+from mimbench.report.text import plain
+from mimbench.spec import External, Record, Role, Setting, canonical
+
+
+class _Data(BaseModel):
+    """A data set that was evaluated on."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    fingerprint: str
+
+
+class _Content(BaseModel):
+    """What a table reads of a record's content."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    method: str
+    variant: str = ""
+    settings: dict[str, Any] = {}
+    method_version: int = 0
+    role: Role = "method"
+    provided: dict[str, dict[str, Any]] = {}  # tokenizers, teachers: content of the trained, sha256 of given
+    sources: str = ""  # the same for people
+    recipe: dict[str, Any] | None = None
+    external: External = "none"
+    parity: str = ""
+    seed: int = 0
+    setting: Setting
+    protocol: str = ""
+    protocol_version: int = 0
+    preset: str = ""  # name of an official recipe
+    fields: dict[str, Any] = {}
+    data: _Data | None = None  # None: the setting's
+
+
+class _Facts(BaseModel):
+    """What a table reads of a record's facts."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    metric: str = ""
+    summary: str = ""
+    unit: Literal["share", "number"] = "share"
+    ranked: bool = True
+    flags: list[str] = []
+
+
+def entry(record: Record) -> dict[str, Any]:
+    """The row of a record; raises UserError, naming its file, when it is damaged."""
+    try:
+        content = _Content.model_validate(record.content)
+        facts = _Facts.model_validate({k: v for k, v in record.facts.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        part = "content" if error.title == "_Content" else "facts"
+        raise UserError(
+            f"the record records/{record.id}.json is damaged ({part}.{'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); move it away and run the same command again to redo its job"
+        ) from error
+    data = content.data
+    if data is not None and data.fingerprint == content.setting.fingerprint:
+        data = None
+    metric = facts.metric or next(iter(record.metrics), "")
+    return {
+        "record": record.id,
+        "kind": record.kind,
+        "status": record.status,
+        "error": record.error or "",
+        "name": record.name,
+        "method": content.method,
+        "variant": content.variant or content.method,
+        "versions": tuple(_versions(record.content)),
+        "recipe": content.recipe or {},
+        "content": record.content,
+        "role": content.role,
+        "external": content.external,
+        "sources": content.sources,
+        "parity": content.parity,
+        "settings": canonical(content.settings),
+        "seed": content.seed,
+        "setting": canonical(content.setting.content()),
+        "protocol": content.protocol,
+        "protocol_version": content.protocol_version,
+        "preset": content.preset,
+        "fields": canonical(content.fields),
+        "tested_on": data.fingerprint if data else "",
+        "tested_on_name": data.name if data else "",
+        "summary": facts.summary,
+        **_choice(record.selection),
+        "needs": canonical(record.needs),
+        "metric": metric,
+        "unit": facts.unit,
+        "ranked": facts.ranked,
+        "flags": tuple(facts.flags),
+        "value": record.metrics.get(metric, NAN),
+        "outcomes": record.outcomes,
+        "curve": record.curve,
+        "device": device(record.cost),
+        "finished": record.finished,
+        **{f"cost_{key}": amount for key, amount in amounts(record.cost).items()},
+    }
+
+
+def _choice(selection: dict[str, Any]) -> dict[str, Any]:
+    """What was chosen, out of how many, and whether at the edge of what was tried."""
+    candidates, place = selection.get("candidates"), selection.get("chosen")
+    chosen = ""
+    if isinstance(candidates, list) and isinstance(place, int) and 0 <= place < len(candidates):
+        own = dict(candidates[place])
+        chosen = plain({k: v for k, v in own.items() if not k.startswith(("validation_", "test_"))})
+    return {
+        "candidates": len(candidates or ()),
+        "chosen": chosen,
+        "edges": tuple(map(str, selection.get("edges", ()))),
+    }
+
+
+def _versions(content: dict[str, Any]) -> Iterator[int]:
+    """The method's version and those of what was trained for it: either changes its results."""
+    yield content.get("method_version", 0)
+    for _, source in sorted(content.get("provided", {}).items()):
+        if "method_version" in source:
+            yield from _versions(source)
