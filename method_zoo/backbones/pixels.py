@@ -80,7 +80,7 @@ class Pixels(nn.Module):
 
     def rebuilt(self, *, image_size: int | None = None, drop_path: float | None = None) -> Pixels:
         """See ``mimbench.encoder.Backbone``. There is no path to drop."""
-        return Pixels(**{**self.config, "image_size": image_size or self.image_size})
+        return Pixels(**(self.config if image_size is None else {**self.config, "image_size": image_size}))
 
     def maps(
         self,

@@ -56,6 +56,7 @@ class TimmViT(Transformer):
         model = create(name.removeprefix(PREFIX), **options)
         self.blocks, self.norm, self.model = model.blocks, model.norm, model
         model.blocks, model.norm = nn.Sequential(), nn.Identity()
+        model.attn_pool = model.fc_norm = nn.Identity()  # only timm's heads use them
         self.image_size, self.patch_size = image_size, model.patch_embed.patch_size[0]
         self.embed_dim, self.depth = model.embed_dim, len(self.blocks)
         attention = getattr(self.blocks[0], "attn", self.blocks[0])  # fused with an MLP in some
@@ -107,10 +108,9 @@ class TimmViT(Transformer):
         return run_block(self.blocks[i], x, None, scales, windows)
 
     def adapt(self, image_size: int) -> None:
-        """timm's own change of size; what only timm's heads use goes, since nothing would train it."""
+        """timm's own change of size, which interpolates positions as its loading of weights does."""
         if image_size != self.image_size:
             self.model.set_input_size(img_size=(image_size, image_size))
-        self.model.attn_pool = self.model.fc_norm = nn.Identity()
 
     def rebuilt(self, *, image_size: int | None = None, drop_path: float | None = None) -> TimmViT:
         """See ``Transformer``. UserError for drop path in a model whose blocks are not timm's plain ones."""
