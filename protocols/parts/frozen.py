@@ -24,17 +24,17 @@ def read(
     arrays = around.features.get(
         encoder, split, readouts, crop_pct=data.defaults.crop_pct, report=around.report
     )
-    device = _device(encoder)  # asked after the store has put the encoder where it computes
+    device = computing_device(encoder)  # asked after the store has put the encoder where it computes
     return {readout: torch.from_numpy(np.asarray(array)).to(device) for readout, array in arrays.items()}
 
 
 def labels_of(split: Split, encoder: Encoder) -> Tensor:
     """Labels int64 [N], where protocols compute."""
     assert split.labels is not None, "Protocol.check refuses unlabelled data"
-    return torch.from_numpy(np.ascontiguousarray(split.labels, np.int64)).to(_device(encoder))
+    return torch.from_numpy(np.ascontiguousarray(split.labels, np.int64)).to(computing_device(encoder))
 
 
-def _device(encoder: Encoder) -> torch.device:
+def computing_device(encoder: Encoder) -> torch.device:
     """The encoder's, unless that has no float64 (Apple's), which statistics and votes are summed in."""
     device = encoder.mean.device
     return torch.device("cpu") if device.type == "mps" else device

@@ -1,38 +1,45 @@
 """Many softmax regressions on frozen features, trained side by side on the same batches.
 
-Each is what ``nn.Linear``, cross-entropy and ``torch.optim.SGD`` make of it; none touches another. All
-that read the same input share its gathering, its standardisation and one matrix product, and the gradient
-of softmax regression is written out: a step has a few calls an input, however many candidates there are.
+Each is what ``nn.Linear``, cross-entropy and one of torch's optimisers make of it; none touches another.
+All that read the same input share its standardisation and one matrix product, and the gradient of softmax
+regression is written out: a step has a few calls an input, however many candidates there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mimbench import rng
+from mimbench import seeding
 from mimbench.spec import Readout
-from protocols.parts.frozen import standard
-
-Features = Mapping[Readout, Tensor]  # of single-token readouts, float32 [N, D]
+from protocols.parts.fitted import Features, Fitted
+from protocols.parts.frozen import Standard, standard
+from protocols.parts.optimisers import OptimizerName, Segment, build_optimizer
 
 BN_EPS = 1e-6  # of MAE's probe (arXiv:2111.06377, main_linprobe.py)
+BN_MOMENTUM = 0.1  # torch's
 TOKENS = ("cls", "cls+mean", "mean")  # in this order the heads that read one token are neighbours
+LOGITS = 2**25  # held at once: 128 MB, and as much for their gradient
 
 
 @dataclass(frozen=True)
 class Head:
-    """One candidate. lr: of SGD, as it is. batch_norm: standardise every feature first."""
+    """One candidate.
 
-    readout: Readout
+    parts: the single-token readouts whose concatenation it reads. lr, weight_decay: of the optimiser, as
+    they are. batch_norm: standardise every feature first.
+    """
+
+    parts: tuple[Readout, ...]
     lr: float
     batch_norm: bool
+    weight_decay: float = 0.0
 
 
 class Score(NamedTuple):
@@ -48,179 +55,267 @@ class _Block(NamedTuple):
     part: Readout
     batch_norm: bool
     rows: slice
+    places: slice
     weight: Tensor  # [rows, D]
-    velocity: Tensor  # [rows, D]
+    start: int  # in the buffer of all weights
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """Its part of a buffer that is laid out as the weights are, [rows, D]."""
+        return buffer[self.start : self.start + self.weight.numel()].view(self.weight.shape)
 
 
 class LinearHeads:
-    """Softmax regressions, zero at first.
+    """Softmax regressions.
 
-    The objective is convex, so zeros are as good a start as any, and the only randomness of a probe is
-    the order of its data. Logits are laid out [heads · classes, batch]: softmax then runs along contiguous
-    samples.
+    Logits are laid out [heads · classes, batch]: softmax then runs along contiguous samples.
 
-    train: the train split's features [N, D] of every single-token readout that ``heads`` need.
-    labels: int64 [N], below ``classes``; on the same device.
+    widths: how many features each single-token readout has that ``heads`` need.
+    init_std: of the normal distribution that weights are drawn from at first, the same for all heads.
+    Softmax regression is convex, so zeros are as good a start as any; LARS, whose steps are proportional
+    to the weights, needs more than zeros. standards: what batch norm standardises by; without, by the
+    batch's own statistics, and when scored by their running average, as ``nn.BatchNorm1d`` does.
+    total: sums a tensor over the processes that share a batch, in place.
     """
 
-    def __init__(self, heads: Sequence[Head], train: Features, labels: Tensor, classes: int):
-        self.heads, self.train, self.labels, self.classes = tuple(heads), train, labels, classes
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        widths: Mapping[Readout, int],
+        classes: int,
+        *,
+        optimizer: OptimizerName = "sgd",
+        momentum: float = 0.9,
+        beta2: float = 0.999,
+        init_std: float = 0.0,
+        seed: int = 0,
+        standards: Mapping[Readout, Standard] | None = None,
+        total: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.heads, self.classes, self.device, self._total = tuple(heads), classes, device, total
         self._order = sorted(range(len(self.heads)), key=lambda i: _place(self.heads[i]))
-        reading: dict[tuple[Readout, bool], list[int]] = {}
-        for place, head in enumerate(self._laid_out):
-            for part in head.readout.parts:
-                reading.setdefault((part, head.batch_norm), []).append(place)
-        self.standards = {part: standard(train[part], BN_EPS) for part, batch_norm in reading if batch_norm}
-
-        shapes = [(len(places) * classes, train[part].shape[1]) for (part, _), places in reading.items()]
-        sizes = [len(self.heads) * classes, *(rows * width for rows, width in shapes)]
-        # One buffer for all biases and weights, so that one call updates them.
-        self._weights = torch.zeros(sum(sizes), device=labels.device)
-        self._velocity = torch.zeros_like(self._weights)
-        self._bias, *weights = self._weights.split(sizes)
-        self._bias_velocity, *velocities = self._velocity.split(sizes)
-        self._blocks = []
-        for (key, places), shape, w, v in zip(reading.items(), shapes, weights, velocities, strict=True):
-            assert places == list(range(places[0], places[-1] + 1)), "heads of one input are neighbours"
-            rows = slice(places[0] * classes, (places[-1] + 1) * classes)
-            self._blocks.append(_Block(*key, rows, w.view(shape), v.view(shape)))
+        inputs = dict.fromkeys((part, head.batch_norm) for head in self._laid_out for part in head.parts)
+        self._raw = [part for part, batch_norm in inputs if not batch_norm]
+        self._normed = [part for part, batch_norm in inputs if batch_norm]
+        self._given = None if standards is None else {part: standards[part] for part in self._normed}
+        self._running = {  # mean and variance
+            part: (torch.zeros(widths[part], device=device), torch.ones(widths[part], device=device))
+            for part in self._normed
+        }
+        self._blocks = self._allocate(inputs, widths)
+        if init_std:
+            self._initialise(init_std, seed)
+        lr, decay = (
+            torch.tensor([getattr(head, name) for head in self._laid_out], device=device)
+            for name in ("lr", "weight_decay")
+        )
+        every = torch.arange(len(self.heads), device=device)
+        segments = [Segment(0, len(self._bias), every, decays=False)]
+        segments += [
+            Segment(b.start, b.start + b.weight.numel(), every[b.places], decays=True) for b in self._blocks
+        ]
+        self.optimizer = build_optimizer(
+            optimizer,
+            self._weights,
+            segments,
+            lr,
+            decay,
+            momentum=momentum,
+            beta2=beta2,
+            alone=total is None,
+        )
+        self._rate = (lr if self.optimizer.prescaled else torch.ones_like(lr))[:, None, None]
+        self._every_class = torch.arange(classes, device=device)[:, None]
+        self._buffers: dict[int, tuple[Tensor, ...]] = {}
 
     @property
     def _laid_out(self) -> list[Head]:
         return [self.heads[i] for i in self._order]
 
-    def fit(
-        self,
-        *,
-        steps: int,
-        batch_size: int,
-        momentum: float,
-        seed: int,
-        report: Callable[[float], None] = lambda done: None,
-    ) -> None:
-        """SGD with momentum, no weight decay, learning rate on a half cosine to zero, from zero weights.
+    def _allocate(
+        self, inputs: Mapping[tuple[Readout, bool], None], widths: Mapping[Readout, int]
+    ) -> list[_Block]:
+        """One buffer for all biases and weights, so that one call updates them, and views into it."""
+        runs: list[tuple[Readout, bool, slice]] = []
+        for part, batch_norm in inputs:
+            places = [
+                place
+                for place, head in enumerate(self._laid_out)
+                if part in head.parts and head.batch_norm == batch_norm
+            ]
+            # Mostly one run: heads are ordered so that those of one input are neighbours.
+            for _, pairs in groupby(enumerate(places), lambda pair: pair[1] - pair[0]):
+                found = [place for _, place in pairs]
+                runs.append((part, batch_norm, slice(found[0], found[-1] + 1)))
+        size = len(self.heads) * self.classes
+        ends = [size]
+        for part, _, run in runs:
+            ends.append(ends[-1] + (run.stop - run.start) * self.classes * widths[part])
+        self._weights = torch.zeros(ends[-1], device=self.device)
+        self._bias = self._weights[:size]
+        blocks = []
+        for (part, batch_norm, run), start, stop in zip(runs, ends, ends[1:], strict=False):
+            rows = slice(run.start * self.classes, run.stop * self.classes)
+            weight = self._weights[start:stop].view(rows.stop - rows.start, widths[part])
+            blocks.append(_Block(part, batch_norm, rows, run, weight, start))
+        return blocks
 
-        The data is the endless stream of permutations that pre-training reads too, cut into batches.
-        report: gets the share that is done, now and then.
+    def _initialise(self, std: float, seed: int) -> None:
+        """The same draws for every head that reads a part, whichever other heads there are."""
+        for block in self._blocks:
+            generator = torch.Generator().manual_seed(seeding.key(seed, f"linear head {block.part.label}"))
+            drawn = torch.empty(self.classes, block.weight.shape[1])
+            nn.init.trunc_normal_(drawn, std=std, generator=generator)
+            block.weight.view(-1, *drawn.shape).copy_(drawn)
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def learn(self, features: Features, labels: Tensor, count: int, factor: float) -> None:
+        """One step on this process's share of a batch of ``count`` samples.
+
+        features: [b, D] of each part. factor: of the learning rates, in [0, 1].
         """
-        device, by_head = self.labels.device, (len(self.heads), self.classes, batch_size)
-        self._weights.zero_()
-        self._velocity.zero_()
-        raw = {b.part: torch.empty(batch_size, b.weight.shape[1], device=device) for b in self._blocks}
-        normed = {b.part: torch.empty_like(raw[b.part]) for b in self._blocks if b.batch_norm}
-        logits = torch.empty(len(self._bias), batch_size, device=device)
-        gradient = torch.empty_like(logits)
-        logits_by_head, gradient_by_head = logits.view(by_head), gradient.view(by_head)
-        products = [
-            (b.weight, b.velocity, x, x.T, logits[b.rows], gradient[b.rows])
-            for b in self._blocks
-            for x in [(normed if b.batch_norm else raw)[b.part]]
-        ]
-        target = torch.empty(batch_size, dtype=torch.int64, device=device)
-        is_target = torch.empty(self.classes, batch_size, device=device)
-        every_class = torch.arange(self.classes, device=device)[:, None]
-        ones = torch.ones(batch_size, device=device)
-        bias, bias_velocity = self._bias[:, None], self._bias_velocity
-        lr = torch.tensor([head.lr for head in self._laid_out], device=device)
-        rate = (lr / batch_size)[:, None, None]  # a loss is the mean over its batch
-        before = 1.0
-        for step, batch in enumerate(stream(seed, len(self.labels), batch_size, steps)):
-            batch = batch.to(device)
-            for part, x in raw.items():
-                torch.index_select(self.train[part], 0, batch, out=x)
-            for part, x in normed.items():
-                torch.sub(raw[part], self.standards[part].mean, out=x).mul_(self.standards[part].scale)
-            torch.index_select(self.labels, 0, batch, out=target)
-            torch.eq(every_class, target, out=is_target)
+        inputs = {(part, False): features[part] for part in self._raw}
+        inputs |= {(part, True): self._normalised(part, features[part], count) for part in self._normed}
+        gradient, carry = self.optimizer.gradient, self.optimizer.carry
+        chunk = max(1, LOGITS // len(self._bias))
+        for first in range(0, len(labels), chunk):
+            rows = slice(first, first + chunk)
+            self._accumulate(inputs, labels[rows], rows, count, gradient, carry)
+            carry = 1.0
+        if self._total is not None:
+            self._total(gradient)
+        self.optimizer.step(factor)
 
-            logits.copy_(bias)
-            for weight, _, _, x_t, z, _ in products:
-                z.addmm_(weight, x_t)
-            torch.softmax(logits_by_head, 1, out=gradient_by_head)
-            # The gradient of cross-entropy by the logits is softmax - one-hot.
-            cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-            gradient_by_head.sub_(is_target).mul_(rate * cosine)
-            # torch's SGD: v = momentum v + g; w -= lr v. Here v holds lr v, so that no head needs its own
-            # call; where lr falls from step to step, v falls with it.
-            decay = momentum * cosine / before
-            for _, velocity, x, _, _, g in products:
-                velocity.addmm_(g, x, beta=decay)
-            bias_velocity.addmv_(gradient, ones, beta=decay)
-            self._weights.sub_(self._velocity)
-            before = cosine
-            if step % 64 == 0:
-                report(step / steps)
-        report(1.0)
+    def _accumulate(
+        self,
+        inputs: Mapping[tuple[Readout, bool], Tensor],
+        labels: Tensor,
+        rows: slice,
+        count: int,
+        gradient: Tensor,
+        carry: float,
+    ) -> None:
+        """``gradient`` = carry · ``gradient`` + that of the samples ``rows`` of the inputs."""
+        size = len(labels)
+        if size not in self._buffers:
+            rows_of = (len(self._bias), len(self._bias), self.classes)
+            self._buffers[size] = tuple(torch.empty(n, size, device=self.device) for n in rows_of)
+        logits, error, is_target = self._buffers[size]
+        by_head = (len(self.heads), self.classes, size)
+        logits.copy_(self._bias[:, None])
+        batch = [(b, inputs[b.part, b.batch_norm][rows]) for b in self._blocks]
+        for block, x in batch:
+            logits[block.rows].addmm_(block.weight, x.T)
+        # The gradient of cross-entropy by the logits is softmax - one-hot; a loss is a mean over the batch.
+        errors = torch.softmax(logits.view(by_head), 1, out=error.view(by_head))
+        torch.eq(self._every_class, labels, out=is_target)
+        errors.sub_(is_target).mul_(self._rate / count)
+        for block, x in batch:
+            block.of(gradient).addmm_(error[block.rows], x, beta=carry)
+        bias = gradient[: len(self._bias)]
+        bias.addmv_(error, torch.ones(size, device=self.device), beta=carry)
+
+    def _normalised(self, part: Readout, x: Tensor, count: int) -> Tensor:
+        """Features as batch norm hands them on; running statistics move along."""
+        if self._given is not None:
+            return self._given[part](x)
+        sums = torch.stack([x.sum(0, dtype=torch.float64), x.double().square().sum(0)])
+        if self._total is not None:
+            self._total(sums)
+        mean = sums[0] / count
+        variance = (sums[1] / count - mean.square()).clamp_(min=0)
+        unbiased = variance * (count / max(count - 1, 1))
+        for running, now in zip(self._running[part], (mean, unbiased), strict=True):
+            running.lerp_(now.float(), BN_MOMENTUM)
+        return Standard(mean.float(), (variance + BN_EPS).rsqrt().float())(x)
+
+    @property
+    def standards(self) -> dict[Readout, Standard]:
+        """What batch norm standardises by when heads are scored."""
+        if self._given is not None:
+            return self._given
+        return {
+            p: Standard(mean, (variance + BN_EPS).rsqrt()) for p, (mean, variance) in self._running.items()
+        }
+
+    # -- what came of it ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score(self, features: Features, labels: Tensor, block: int = 1024) -> Score:
-        """Accuracy and mean cross-entropy of every head. features: [M, D] of each part; labels: [M]."""
-        right = torch.zeros(len(self.heads), dtype=torch.int64, device=labels.device)
-        loss = torch.zeros(len(self.heads), dtype=torch.float64, device=labels.device)
-        for first in range(0, len(labels), block):
+    def score(
+        self, features: Features, labels: Tensor, block: int = 1024, share: tuple[int, int] = (0, 1)
+    ) -> Score:
+        """Accuracy and mean cross-entropy of every head. features: [M, D] of each part; labels: [M].
+
+        share: (rank, processes): the blocks of samples that this process sees to.
+        """
+        block = max(1, min(block, LOGITS // len(self._bias)))
+        sums = torch.zeros(2, len(self.heads), dtype=torch.float64, device=labels.device)
+        standards = self.standards
+        for first in range(share[0] * block, len(labels), share[1] * block):
             rows = slice(first, first + block)
             logits = self._bias[:, None].repeat(1, len(labels[rows]))
             for b in self._blocks:
-                logits[b.rows].addmm_(b.weight, self._input(b.part, b.batch_norm, features, rows).T)
+                x = features[b.part][rows].to(logits.device)
+                x = standards[b.part](x) if b.batch_norm else x
+                logits[b.rows].addmm_(b.weight, x.T)
             z = logits.view(len(self.heads), self.classes, -1)
-            right += (z.argmax(1) == labels[rows]).sum(1)
             own = z.gather(1, labels[rows].expand(len(self.heads), 1, -1)).squeeze(1)
-            loss += (z.logsumexp(1) - own).sum(1, dtype=torch.float64)
-        accuracy, loss = right.double() / len(labels), loss / len(labels)
+            sums[0] += (z.argmax(1) == labels[rows]).sum(1)
+            sums[1] += (z.logsumexp(1) - own).sum(1, dtype=torch.float64)
+        if self._total is not None and share[1] > 1:
+            self._total(sums)
+        accuracy, loss = sums / len(labels)
         accuracy[~loss.isfinite()] = math.nan
         inverse = torch.tensor(self._order, device=labels.device).argsort()
         return Score(accuracy[inverse].tolist(), loss[inverse].tolist())
 
-    @torch.no_grad()
-    def logits(self, head: int, features: Features, rows: slice = slice(None)) -> Tensor:
-        """Logits [M, classes] of one head. features: [M, D] of each part of its readout."""
-        total = self.bias(head)
-        for part, weight in self.weights(head).items():
-            total = total + self._input(part, self.heads[head].batch_norm, features, rows) @ weight.T
-        return total
-
-    def ranks(self, head: int, features: Features, labels: Tensor, block: int = 4096) -> np.ndarray:
-        """The place of the true class in a head's order, 0 the first, int64 [M]; of equals the lower."""
-        every_class = torch.arange(self.classes, device=labels.device)
-        found = []
-        for first in range(0, len(labels), block):
-            rows = slice(first, first + block)
-            logits, label = self.logits(head, features, rows), labels[rows, None]
-            own = logits.gather(1, label)
-            found.append(((logits > own) | ((logits == own) & (every_class < label))).sum(1))
-        return torch.cat(found).cpu().numpy()
-
-    def weights(self, head: int) -> dict[Readout, Tensor]:
-        """A head's weights [classes, D] for each part of its readout; of the standardised features if any."""
-        first = self._order.index(head) * self.classes
-        chosen, batch_norm = self.heads[head].readout.parts, self.heads[head].batch_norm
-        return {
-            b.part: b.weight[first - b.rows.start :][: self.classes]
+    def fitted(self, head: int) -> Fitted:
+        """A copy of one head as it is now."""
+        place, chosen, standards = self._order.index(head), self.heads[head], self.standards
+        weights = {
+            b.part: b.weight[(place - b.places.start) * self.classes :][: self.classes].clone()
             for b in self._blocks
-            if b.part in chosen and b.batch_norm == batch_norm
+            if b.places.start <= place < b.places.stop
+            and b.part in chosen.parts
+            and b.batch_norm == chosen.batch_norm
+        }
+        return Fitted(
+            {part: weights[part] for part in chosen.parts},
+            self._bias.view(-1, self.classes)[place].clone(),
+            {part: Standard(*(x.clone() for x in standards[part])) for part in chosen.parts}
+            if chosen.batch_norm
+            else {},
+        )
+
+    # -- stopping and going on ---------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser and running statistics."""
+        return {
+            "weights": self._weights,
+            "optimizer": self.optimizer.state_dict(),
+            "running": {part.label: list(found) for part, found in self._running.items()},
         }
 
-    def bias(self, head: int) -> Tensor:
-        """A head's bias [classes]."""
-        return self._bias.view(-1, self.classes)[self._order.index(head)]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self._weights.copy_(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for part, running in self._running.items():
+            for own, saved in zip(running, state["running"][part.label], strict=True):
+                own.copy_(saved)
 
-    def _input(self, part: Readout, batch_norm: bool, features: Features, rows: slice) -> Tensor:
-        x = features[part][rows]
-        return (x - self.standards[part].mean) * self.standards[part].scale if batch_norm else x
+
+def exact_standards(heads: Sequence[Head], train: Features) -> dict[Readout, Standard]:
+    """Standardisation by all of train, for the parts that heads with batch norm read."""
+    parts = dict.fromkeys(part for head in heads if head.batch_norm for part in head.parts)
+    return {part: standard(train[part], BN_EPS) for part in parts}
 
 
-def _place(head: Head) -> tuple[bool, int, str, int]:
+def _place(head: Head) -> tuple[Any, ...]:
     """Sorts heads so that those which read the same input are neighbours."""
-    readout = head.readout
-    return head.batch_norm, readout.layer, readout.norm, TOKENS.index(readout.token)
-
-
-def stream(seed: int, count: int, batch_size: int, steps: int) -> Iterator[Tensor]:
-    """Sample indices, int64 [batch_size], of each step: permutations of ``count`` samples end to end."""
-    ahead, epoch = np.empty(0, np.int64), 0
-    for _ in range(steps):
-        while len(ahead) < batch_size:
-            ahead = np.concatenate([ahead, rng.permutation(seed, epoch, count)])
-            epoch += 1
-        yield torch.from_numpy(ahead[:batch_size])
-        ahead = ahead[batch_size:]
+    last = max(head.parts, key=lambda part: part.layer)
+    tokens = "+".join(sorted({part.token for part in head.parts if part.layer == last.layer}))
+    layers = sorted({part.layer for part in head.parts})
+    return head.batch_norm, last.layer, last.norm, TOKENS.index(tokens), layers

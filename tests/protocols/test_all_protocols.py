@@ -27,8 +27,25 @@ OTHER: dict[str, dict[str, Any]] = {
         "momentum": 0.0,
         "readouts": ("mean@0.5",),
         "batch_norm": (True,),
+        "statistics": "running",
+        "optimizer": "lars",
+        "beta2": 0.9,
+        "weight_decay": (0.1,),
+        "warmup": 0.5,
+        "milestones": (0.2,),
+        "init_std": 0.3,
+        "augment": "crop",
+        "checkpoints": 3,
+        "choose_on": "test",
     },
     "knn": {"k": 3, "temperature": 3.0, "normalisations": ("final",), "tokens": ("cls",)},
+}
+# what a knob needs beside it to have an effect
+BESIDE: dict[str, dict[str, dict[str, Any]]] = {
+    "linprobe": {
+        "beta2": {"optimizer": "adamw"},
+        "statistics": {"batch_norm": (True,), "batch_size": 16},
+    }
 }
 
 
@@ -125,10 +142,14 @@ def test_backbones_without_class_token_or_depth_are_evaluated(key, cls, tmp_path
 )
 def test_every_knob_moves_something(cls, field, evaluated):
     """A score on validation, that is; a change of the candidates alone would prove little."""
-    before, _ = evaluated(quick(cls))
-    after, _ = evaluated(quick(cls, **{field: OTHER[cls.key][field]}))
-    score = f"validation_{cls.metric}"
-    scores = [{c[score] for c in found.selection["candidates"]} for found in (before, after)]
+    beside = BESIDE.get(cls.key, {}).get(field, {})
+    before, _ = evaluated(quick(cls, **beside))
+    after, _ = evaluated(quick(cls, **beside, **{field: OTHER[cls.key][field]}))
+    names = [f"{chosen_on}_{cls.metric}" for chosen_on in ("validation", "test")]
+    scores = [
+        {c[name] for c in found.selection["candidates"] for name in names if name in c}
+        for found in (before, after)
+    ]
     assert scores[0] != scores[1]
 
 
@@ -140,7 +161,15 @@ def test_the_seed_orders_the_data_of_the_probe(evaluated):
 
 def test_settings_out_of_range_are_refused():
     for key, given in {
-        "linprobe": [{"epochs": 0}, {"lr": []}, {"lr": [-1]}, {"momentum": 1}, {"batch_norm": []}],
+        "linprobe": [
+            {"epochs": 0},
+            {"lr": []},
+            {"lr": [-1]},
+            {"momentum": 1},
+            {"batch_norm": []},
+            {"augment": "flip"},
+            {"milestones": [1]},
+        ],
         "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
     }.items():
         for wrong in given:

@@ -1,0 +1,71 @@
+"""A linear head that is trained: its logits, and the place of the true class among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimbench.spec import Readout
+from protocols.parts.frozen import Standard
+
+Features = Mapping[Readout, Tensor]  # of single-token readouts, float32 [N, D]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One trained head by itself: weights [classes, D] of each part, of the standardised features if any."""
+
+    weights: dict[Readout, Tensor]
+    bias: Tensor  # [classes]
+    standards: dict[Readout, Standard]
+
+    def logits(self, features: Features, rows: slice = slice(None)) -> Tensor:
+        """Logits [M, classes]. features: [M, D] of each part."""
+        total = self.bias
+        for part, weight in self.weights.items():
+            x = features[part][rows].to(weight.device)
+            total = total + (self.standards[part](x) if self.standards else x) @ weight.T
+        return total
+
+    def ranks(self, features: Features, labels: Tensor, block: int = 4096) -> np.ndarray:
+        """The place of the true class in the head's order, 0 the first, int64 [M]; of equals the lower."""
+        found = [
+            ranks_of(self.logits(features, slice(first, first + block)), labels[first : first + block])
+            for first in range(0, len(labels), block)
+        ]
+        return torch.cat(found).cpu().numpy()
+
+    def packed(self) -> dict[str, Any]:
+        """As containers and tensors, for a checkpoint."""
+        return {
+            "weights": {part.label: weight for part, weight in self.weights.items()},
+            "bias": self.bias,
+            "standards": {part.label: list(found) for part, found in self.standards.items()},
+        }
+
+    @classmethod
+    def unpacked(
+        cls, packed: Mapping[str, Any], parts: Sequence[Readout], device: torch.device | str
+    ) -> Fitted:
+        """What ``packed`` gave; parts: those that are meant by its labels."""
+        named = {part.label: part for part in parts}
+        return cls(
+            {named[label]: weight.to(device) for label, weight in packed["weights"].items()},
+            packed["bias"].to(device),
+            {
+                named[label]: Standard(*(x.to(device) for x in found))
+                for label, found in packed["standards"].items()
+            },
+        )
+
+
+def ranks_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The place of the true class among logits [M, classes], 0 the first, int64 [M]; of equals the lower."""
+    every_class = torch.arange(logits.shape[1], device=logits.device)
+    own, label = logits.gather(1, labels[:, None]), labels[:, None]
+    return ((logits > own) | ((logits == own) & (every_class < label))).sum(1)
