@@ -1,7 +1,8 @@
-"""torch's global generator, seeded by what the draws are for."""
+"""Global generators, seeded by what the draws are for."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,3 +27,17 @@ def seeded_init(seed: int, purpose: str = "init") -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(key(seed, purpose))
         yield
+
+
+@contextmanager
+def seeded_python(key: int) -> Iterator[None]:
+    """What draws from Python's and numpy's global generators inside depends on ``key`` alone, as timm's
+    augmentations do; outside nothing changes."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(key)
+    np.random.seed(key % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -6,7 +6,14 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,7 +51,7 @@ class Spec(Frozen):
 
 
 class Augmentation(Spec):
-    """What a training image goes through: random resized crop, flip, colours, blur.
+    """What a training image goes through: random resized crop, flip, colours, blur, RandAugment.
 
     Colour jitter, grey, blur and solarisation are those of SimCLR (arXiv:2002.05709) and BYOL
     (arXiv:2006.07733).
@@ -62,6 +69,14 @@ class Augmentation(Spec):
     grayscale: float = 0.0  # probability
     blur: float = 0.0  # probability of a Gaussian with a sigma in [0.1, 2] pixels at 224
     solarize: float = 0.0  # probability of inverting what is brighter than half
+    rand_augment: str = ""  # timm's notation, such as rand-m9-mstd0.5-inc1 (arXiv:1909.13719); "": none
+    fill: tuple[int, int, int] | None = None  # grey levels where RandAugment moves an image away; None: 128
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out fields that were added later while at their defaults: ids of earlier jobs stay."""
+        later = {"rand_augment": "", "fill": None}
+        return {k: v for k, v in handler(self).items() if k not in later or v != later[k]}
 
     @property
     def recolours(self) -> bool:

@@ -168,7 +168,8 @@ def fit(
     Collective: every process calls it with the same arguments, and ends with the same weights.
 
     identity: JSON data, all that its initial weights and its losses depend on; the rest is the course.
-    path: of the checkpoint it goes on from if there is one; it is deleted when the run is through.
+    path: of the checkpoint that it goes on from if there is one, and that its caller deletes when it has kept
+    what came out.
     stage: what reports call it. views: the trainee's, as the images bear them.
     visits: looks at the trainee now and then, such as to score it on validation.
 
@@ -194,7 +195,6 @@ def fit(
     )
     with seeded_init(course.seed, "train"):
         run.train(micro_batch, workers)
-    on_first(fabric, lambda: path.unlink(missing_ok=True))
     return run.cost(_fixed_cost(trainee, fabric)), run.curve.points
 
 

@@ -8,7 +8,9 @@ at most, for most pixels by none.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mimbench import rng
+from mimbench.seeding import seeded_python
 from mimbench.spec import Augmentation, View
 
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -129,6 +132,23 @@ def _colours(pixels: np.ndarray, how: Augmentation, draw: np.random.Generator) -
     return pixels
 
 
+@cache
+def _rand_augment(
+    notation: str, size: int, interpolation: str, fill: tuple[int, int, int] | None
+) -> Callable[[Image.Image], Image.Image]:
+    """timm's RandAugment as its ``create_transform`` sets it up for images of ``size`` pixels."""
+    import mimbench.torchvision_compat  # noqa: F401  isort: skip
+    from timm.data import str_to_pil_interp
+    from timm.data.auto_augment import rand_augment_transform
+
+    parameters = {
+        "translate_const": int(size * 0.45),
+        "img_mean": fill or (128, 128, 128),
+        "interpolation": str_to_pil_interp(interpolation),
+    }
+    return rand_augment_transform(notation, parameters)
+
+
 class Cut(NamedTuple):
     """A crop and where it comes from."""
 
@@ -201,4 +221,10 @@ def _cut(
     if how.recolours:
         coloured = _colours(image.permute(1, 2, 0).numpy(), how, draw)
         image = torch.from_numpy(coloured).permute(2, 0, 1)
-    return Cut(image.flip(2) if flip else image, box, flip)
+    image = image.flip(2) if flip else image
+    if how.rand_augment:
+        change = _rand_augment(how.rand_augment, size, how.interpolation, how.fill)
+        with seeded_python(int(draw.integers(2**63))):
+            changed = change(Image.fromarray(image.permute(1, 2, 0).numpy()))
+        image = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+    return Cut(image, box, flip)

@@ -162,6 +162,7 @@ def test_a_training_image_depends_on_its_key_alone():
         {"grayscale": 0.5},
         {"blur": 0.5},
         {"solarize": 0.5},
+        {"rand_augment": "rand-m9-mstd0.5-inc1"},
     ],
 )
 def test_every_augmentation_setting_moves_something(change):
@@ -210,3 +211,57 @@ def test_colour_jitter_is_three_enhancements_with_factors_in_range():
         image = enhancer(image).enhance(factors[kind])
     assert np.array_equal(color_jitter(pixels, strength, np.random.default_rng(11)), np.asarray(image))
     assert np.array_equal(color_jitter(pixels, 0.0, np.random.default_rng(0)), pixels)
+
+
+RAND = "rand-m9-mstd0.5-inc1"
+
+
+def test_rand_augment_is_timms_on_the_mirrored_crop() -> None:
+    import random
+
+    import mimbench.torchvision_compat  # noqa: F401  isort: skip
+    from timm.data.transforms_factory import transforms_imagenet_train
+
+    (theirs,) = transforms_imagenet_train(
+        32, auto_augment=RAND, mean=(0.4, 0.5, 0.6), interpolation="bicubic", separate=True
+    )[1].transforms
+    pixels, how = smooth(8, 60, 60), Augmentation(rand_augment=RAND, fill=(102, 128, 153))
+    plain = TrainTransform(Augmentation(), 32)
+    moved = 0
+    for key in range(20):
+        random.seed(key)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        ours = TrainTransform(how, 32)(pixels, key)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+        draw = rng.numpy_generator(key, "augment")
+        crop_box(60, 60, how.crop_scale, how.crop_ratio, draw)
+        assert draw.random() is not None  # whether it is mirrored
+        seed = int(draw.integers(2**63))
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        expected = np.asarray(theirs(Image.fromarray(hwc(plain(pixels, key)))))
+        np.testing.assert_array_equal(hwc(ours), expected)
+        moved += not torch.equal(ours, plain(pixels, key))
+    assert moved > 10
+
+
+def test_what_rand_augment_moves_away_is_filled_as_asked() -> None:
+    pixels = np.full((40, 40, 3), 200, np.uint8)
+    found = set()
+    for key in range(40):
+        image = TrainTransform(Augmentation(rand_augment="rand-m9-n1-p1-inc1", fill=(1, 2, 3)), 16)(
+            pixels, key
+        )
+        found |= {tuple(pixel) for pixel in hwc(image).reshape(-1, 3).tolist()}
+    assert (1, 2, 3) in found
+
+
+def test_settings_that_came_later_leave_earlier_ids_alone() -> None:
+    from mimbench.spec import Recipe, View
+
+    assert not {"rand_augment", "fill"} & Augmentation().content().keys()
+    assert Augmentation(rand_augment=RAND).content()["rand_augment"] == RAND
+    assert "rand_augment" not in View(image_size=8).content()["augmentation"]
+    recipe = Recipe(base_lr=1, batch_size=1, augmentation=Augmentation(fill=(1, 2, 3)), source="test")
+    assert Recipe.model_validate(recipe.content()) == recipe
+    assert recipe.content()["augmentation"].keys() == Augmentation().content().keys() | {"fill"}

@@ -27,6 +27,7 @@ WITHOUT_TORCH = [
 LOWER_FLOOR = {
     "checkpoint",
     "cost",
+    "course",
     "data",
     "encoder",
     "errors",
@@ -34,9 +35,11 @@ LOWER_FLOOR = {
     "files",
     "interrupts",
     "method",
+    "monitor",
     "openmm",
     "outcomes",
     "precision",
+    "processes",
     "progress",
     "protocol",
     "recipes",
@@ -49,6 +52,7 @@ LOWER_FLOOR = {
     "train",
     "train_loop",
     "train_step",
+    "trainee",
     "watching",
     "schedule",
 }
