@@ -16,7 +16,10 @@ from mimbench.errors import UserError
 from mimbench.protocol import Evaluation, Protocol
 
 ALL = sorted((key, cls) for key, cls in registry.protocols().items() if cls.task == "classification")
-QUICK: dict[str, dict[str, Any]] = {"linprobe": {"min_steps": 150, "epochs": 1}}
+QUICK: dict[str, dict[str, Any]] = {
+    "linprobe": {"min_steps": 150, "epochs": 1},
+    "logreg": {"grid": 4, "C": (1e-3, 10.0), "readouts": ("cls", "mean")},
+}
 # another value for each knob; what is not here fails below, so that no new knob goes untested
 OTHER: dict[str, dict[str, Any]] = {
     "linprobe": {
@@ -37,6 +40,14 @@ OTHER: dict[str, dict[str, Any]] = {
         "augment": "crop",
         "checkpoints": 3,
         "choose_on": "test",
+    },
+    "logreg": {
+        "C": (0.01, 0.1),
+        "grid": 3,
+        "readouts": ("mean@0.5",),
+        "standardised": (False,),
+        "max_iterations": 1,
+        "tolerance": 0.9,
     },
     "knn": {"k": 3, "temperature": 3.0, "normalisations": ("final",), "tokens": ("cls",)},
 }
@@ -170,6 +181,7 @@ def test_settings_out_of_range_are_refused():
             {"augment": "flip"},
             {"milestones": [1]},
         ],
+        "logreg": [{"C": [0, 1]}, {"C": [1]}, {"grid": 0}, {"readouts": []}, {"tolerance": 1}],
         "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
     }.items():
         for wrong in given:
