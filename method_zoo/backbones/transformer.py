@@ -170,7 +170,8 @@ class Transformer(nn.Module):
 
         Blocks behind the last that is asked for are not run. With windows, class tokens and registers are
         left out from the start, as in ViTDet (arXiv:2203.16527); a window that is larger than the image is
-        the image.
+        the image. What is not run (the final norm, too) gets no gradient, of which
+        DistributedDataParallel wants to be told.
         """
         check_images(images, self.image_size)
         check_layers(layers, self.depth)
@@ -231,7 +232,7 @@ class Transformer(nn.Module):
         the head of a model around) is timm's last layer, depth + 1.
         """
         stem = "cls_token|embed_norm|mask_token|model|patch_embed|pos_embed|register_tokens|words"
-        per_block = len(getattr(self, "rel_pos", ())) == self.depth > 1
+        per_block = self.config.get("rel_pos") == "per_block"
         tables = [(r"^rel_pos\.(\d+)", None)] if per_block else []
         return {"stem": rf"^(?:{stem})\b", "blocks": [(r"^blocks\.(\d+)", None), *tables]}
 

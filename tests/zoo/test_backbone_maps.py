@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
@@ -110,6 +111,20 @@ def test_windows_as_large_as_the_pre_training_grid_get_the_pre_trained_bias() ->
         nn.init.normal_(table.relative_position_bias_table)
     copy = backbone.rebuilt(image_size=40)
     assert torch.equal(copy.placing(False)(0, Windows((10, 10), 5)), backbone.position_bias())
+
+
+def test_maps_and_attention_are_computed_where_the_backbone_is(
+    backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device without memory, where whatever was made on the CPU is refused."""
+    monkeypatch.setattr(torch, "autocast", lambda *given, **options: nullcontext())  # has none for meta
+    copy = backbone.rebuilt(image_size=7 * backbone.patch_size, drop_path=0.1).to("meta").train()
+    x, keys = images(copy, grid=7).to("meta"), torch.tensor([1, 2], device="meta")
+    for window in (None, 3, 5):
+        maps = copy.maps(x, (-1,), window=window, global_blocks=(0,), keys=keys)
+        assert maps[0].device.type == "meta"
+        assert maps[0].shape[2:] == (7, 7)
+    assert copy.attentions(x, (-1,))[0].device.type == "meta"
 
 
 def test_windows_come_apart_and_together_again() -> None:

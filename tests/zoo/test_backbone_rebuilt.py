@@ -26,10 +26,12 @@ from mimbench.encoder import Backbone, Encoder
 from mimbench.errors import UserError
 
 from .backbone_kinds import (
+    BEIT,
     assert_close,
     everything,
     images,
     in_double,
+    ours,
     trained,
     with_tokens,
 )
@@ -232,9 +234,9 @@ def test_layer_decay_finds_depth_plus_two_learning_rates(backbone: Any) -> None:
     assert sorted(set(layer.values())) == list(range(depth + 2))
     for name, found in layer.items():
         parts = name.split(".")
-        if parts[1] in ("blocks", "rel_pos") and not (parts[1] == "rel_pos" and depth == 1):
+        if parts[1] in ("blocks", "rel_pos"):
             expected = depth - int(parts[2])  # block i is layer i + 1 of 0 to depth + 1
-        elif parts[0] == "head" or parts[1] in ("norm", "rel_pos"):
+        elif parts[0] == "head" or parts[1] == "norm":
             expected = 0
         else:
             expected = depth + 1
@@ -243,6 +245,16 @@ def test_layer_decay_finds_depth_plus_two_learning_rates(backbone: Any) -> None:
     for name, parameter in model.named_parameters():
         if name in decay:
             assert (decay[name] == 0) == (parameter.ndim < 2 or name.endswith(exempt)), name
+
+
+def test_a_table_that_blocks_share_is_of_the_last_layer_as_in_beits_code() -> None:
+    model = Wrapped(ours(**BEIT))
+    (group,) = [
+        g
+        for g in param_groups_layer_decay(model, 0.05, layer_decay=0.5)
+        if any(p is model.backbone.rel_pos[0].relative_position_bias_table for p in g["params"])
+    ]
+    assert group["lr_scale"] == 1
 
 
 def test_pixels_have_nothing_to_train_and_take_any_size(pixels: Any) -> None:
