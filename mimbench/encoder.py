@@ -127,6 +127,11 @@ class Encoder(nn.Module):
         return int(self.backbone.depth)
 
     @property
+    def takes_mask(self) -> bool:
+        """Whether patches can be hidden from it; False for backbones that see whole images only."""
+        return bool(getattr(self.backbone, "takes_mask", True))
+
+    @property
     def has_cls(self) -> bool:
         return bool(self.backbone.config.get("cls_token", False))
 

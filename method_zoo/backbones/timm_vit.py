@@ -48,6 +48,8 @@ class TimmViT(Transformer):
     drop_path: rate of dropped residual branches at the last block, growing linearly from 0 at the first.
     """
 
+    takes_mask = False
+
     def __init__(self, *, name: str, image_size: int, weights: str | None = None, drop_path: float = 0.0):
         super().__init__()
         options: dict[str, Any] = {"img_size": image_size}

@@ -47,6 +47,7 @@ LOWER_FLOOR = {
     "rng",
     "seeding",
     "selection",
+    "similarity",
     "spec",
     "torchvision_compat",
     "train",

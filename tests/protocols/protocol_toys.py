@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mimbench.data import DataDefaults
 from mimbench.encoder import Encoded, Encoder
+from mimbench.errors import UserError
 from mimbench.features import FeatureStore
 from mimbench.progress import Progress, silent
 from mimbench.protocol import Surroundings
@@ -27,6 +28,7 @@ class ToyBackbone(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {"name": "toy", "image_size": SIZE, "cls_token": cls_token}
         self.embed_dim, self.depth, self.grid, self.cls_token = dim, depth, (2, 2), cls_token
+        self.patch_size = 4
         generator = torch.Generator().manual_seed(seed)
         self.embed = nn.Linear(48, dim)
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
@@ -38,6 +40,9 @@ class ToyBackbone(nn.Module):
     def encode(self, images: Tensor, mask=None, fill="drop", layers: Sequence[int] = (), attention=False):
         self.passes += 1
         patches = nn.functional.pixel_unshuffle(images, 4).flatten(2).transpose(1, 2)
+        if mask is not None:
+            assert fill == "drop"
+            patches = patches[~mask].view(len(images), -1, patches.shape[-1])
         x = self.embed(patches)
         taps = []
         for layer in self.layers:
@@ -51,6 +56,9 @@ class ToyBackbone(nn.Module):
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens)
+
+    def attentions(self, images: Tensor, layers: Sequence[int]):
+        raise UserError("a toy has no attention")
 
 
 def toy_encoder(**options: Any) -> Encoder:

@@ -22,6 +22,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 # another value for each knob; what is not here fails below, so that no new knob goes untested
 OTHER: dict[str, dict[str, Any]] = {
+    "diagnostics": {"images": 8, "crop_min": 0.9},
     "linprobe": {
         "epochs": 1000,
         "min_steps": 20,
@@ -101,7 +102,8 @@ def test_test_is_opened_once_and_every_image_has_an_outcome(key, cls, evaluated)
     assert data.test_openings == 1
     assert found.outcomes.n == len(data.test)
     assert found.metrics[cls.metric] == pytest.approx(found.outcomes.score)
-    assert found.metrics[cls.metric] > 1.5 / len(data.classes)  # it has learnt something
+    if cls.ranked:
+        assert found.metrics[cls.metric] > 1.5 / len(data.classes)  # it has learnt something
     json.dumps([found.metrics, found.selection], allow_nan=False)
 
 
@@ -112,7 +114,7 @@ def test_what_is_chosen_does_not_depend_on_the_test_labels(key, cls, evaluated):
     blind.test.labels = np.random.default_rng(0).permutation(blind.test.labels)
     again, _ = evaluated(quick(cls), blind)
     assert again.selection == found.selection
-    assert again.outcomes.pack() != found.outcomes.pack()
+    assert (again.outcomes.pack() != found.outcomes.pack()) == cls.ranked  # others need no labels
 
 
 @pytest.mark.parametrize(("key", "cls"), ALL)
@@ -156,6 +158,9 @@ def test_every_knob_moves_something(cls, field, evaluated):
     beside = BESIDE.get(cls.key, {}).get(field, {})
     before, _ = evaluated(quick(cls, **beside))
     after, _ = evaluated(quick(cls, **beside, **{field: OTHER[cls.key][field]}))
+    if not before.selection:  # a protocol that chooses nothing
+        assert before.metrics != after.metrics
+        return
     names = [f"{chosen_on}_{cls.metric}" for chosen_on in ("validation", "test")]
     scores = [
         {c[name] for c in found.selection["candidates"] for name in names if name in c}
