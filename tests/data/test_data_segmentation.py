@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mimbench
 from mimbench.data import check, open_dataset, training_batches
 from mimbench.data.images import BrokenImageError, decode_numbers
 from mimbench.data.targets import LabelDecoder
 from mimbench.errors import UserError
+from mimbench.records import read_folder
 from mimbench.spec import Augmentation
 from tests.dense_data import write_ade20k
 
@@ -421,6 +423,12 @@ def test_the_same_maps_understood_otherwise_are_another_dataset(shapes):
     assert np.array_equal(four.train.target(0), raw)  # not what was remembered of the other reading
 
 
+def test_maps_are_checked_anew_when_the_classes_change(shapes):
+    open_dataset(f"ade20k:{shapes}")
+    (shapes / "classes.json").write_text('["a", "b"]')
+    refused(shapes, "label 3, but its 2 classes are 1 to 2")
+
+
 def test_a_change_is_noticed_at_the_next_opening(shapes):
     open_dataset(f"ade20k:{shapes}")
     first_map_changed(shapes, lambda labels: labels.__setitem__((0, 0), 200))
@@ -465,6 +473,27 @@ def test_images_are_pretrained_on_without_labels(shapes):
     for (batch,) in batches:
         assert batch.images.shape == (4, 3, 16, 16)
         assert batch.labels is None
+
+
+@pytest.mark.slow
+def test_a_run_pretrains_on_it_and_refuses_methods_that_learn_from_labels(shapes, tmp_path):
+    asked = {
+        "protocol": "none",
+        "data": f"ade20k:{shapes}",
+        "images": 4,
+        "batch_size": 4,
+        "backbone": "vit_micro_patch4",
+        "image_size": 16,
+        "out": tmp_path / "out",
+    }
+    result = mimbench.run(methods="mae", **asked)
+    assert [row for row in result.plan if "supervised" in row.name] == []  # no ceiling without labels
+    (record,) = (record for record in read_folder(tmp_path / "out") if record.content["method"] == "mae")
+    assert record.status == "done"
+    assert record.data["task"] == "segmentation"
+    assert record.data["store_side"] is None
+    with pytest.raises(UserError, match="supervised needs labels, one for each image"):
+        mimbench.run(methods="supervised", **asked)
 
 
 @pytest.mark.parametrize("limit", ["16", "0"])

@@ -182,8 +182,8 @@ class _Reader:
         if found := self.degenerate:
             what = "1 box has" if len(found) == 1 else f"{len(found)} boxes have"
             notes.append(
-                f"{self.path.name}: {what} no area inside the image ({_shown(found)}); evaluation counts what "
-                "no detection can find, as COCO's own does, training leaves it out"
+                f"{self.path.name}: {what} no area inside the image ({_shown(found)}); evaluation counts "
+                "what no detection can find, as COCO's own does, training leaves it out"
             )
         if found := self.thin:
             what = "1 object has" if len(found) == 1 else f"{len(found)} objects have"
