@@ -51,6 +51,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "tolerance": 0.9,
     },
     "knn": {"k": 3, "temperature": 3.0, "normalisations": ("final",), "tokens": ("cls",)},
+    "retrieval": {"normalisations": ("final",), "tokens": ("cls",)},
 }
 # what a knob needs beside it to have an effect
 BESIDE: dict[str, dict[str, dict[str, Any]]] = {
@@ -187,6 +188,7 @@ def test_settings_out_of_range_are_refused():
             {"milestones": [1]},
         ],
         "logreg": [{"C": [0, 1]}, {"C": [1]}, {"grid": 0}, {"readouts": []}, {"tolerance": 1}],
+        "retrieval": [{"normalisations": ["l2"]}, {"tokens": []}],
         "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
     }.items():
         for wrong in given:
