@@ -98,9 +98,7 @@ class Health:
 class Speed:
     """Images per second and time left, over the last few seconds of this process."""
 
-    def __init__(
-        self, now: float, images: int, progress: float, window: int = 20, stage: str = "pre-training"
-    ):
+    def __init__(self, stage: str, now: float, images: int, progress: float, window: int = 20):
         self._stage = stage
         self._marks = deque([(now, images, progress)], maxlen=window)
         self._loss: float | None = None

@@ -119,7 +119,7 @@ class Run:
         self.pause = self.checkpoint_every  # until the next checkpoint
         self.look_every = 1
         progress = self._progress()
-        self.speed = Speed(self.started, self.images, progress, stage=self.stage)
+        self.speed = Speed(self.stage, self.started, self.images, progress)
         if self.fabric.is_global_zero:
             self.report(Progress(self.stage, done=min(progress, 1.0)))
         try:
