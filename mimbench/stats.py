@@ -11,11 +11,11 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.signal import fftconvolve
-from scipy.special import bdtr, ndtri, stdtrit
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 from scipy.stats import binom
 
+from mimbench import jackknife
 from mimbench.outcomes import Hits, Outcomes, Values
-from mimbench.resampling import jackknife_interval, swap_p
 
 LEVEL = 0.95  # of intervals
 ALPHA = 0.05  # of paired tests, for each pair: not corrected for the number of pairs
@@ -26,27 +26,51 @@ def interval(outcomes: Sequence[Outcomes], level: float = LEVEL) -> tuple[float,
 
     outcomes: one a seed, of one kind and of the same images, which are the sampling units; the seeds are
     held fixed. Hits have ``image_interval``, means of other numbers Student's t over images, everything
-    else ``resampling.jackknife_interval``. NaN where the images say nothing about it.
+    else ``jackknife.share_interval``. NaN where the images say nothing about it.
     """
     if all(isinstance(o, Hits) for o in outcomes):
-        return image_interval(np.stack([o.hits for o in outcomes if isinstance(o, Hits)]), level)
+        return image_interval(_hits(outcomes), level)
     if all(isinstance(o, Values) for o in outcomes):
-        per_image = np.mean([o.values for o in outcomes if isinstance(o, Values)], axis=0)
-        if len(per_image) < 2:
-            return float("nan"), float("nan")
-        half = stdtrit(len(per_image) - 1, (1 + level) / 2) * per_image.std(ddof=1) / len(per_image) ** 0.5
-        return float(per_image.mean() - half), float(per_image.mean() + half)
-    return jackknife_interval(outcomes, level)
+        mean, error, n = _student(_values(outcomes))
+        half = float(stdtrit(n - 1, (1 + level) / 2)) * error if n > 1 else float("nan")
+        return mean - half, mean + half
+    return jackknife.share_interval(outcomes, level)
 
 
 def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
     """Two-sided p-value that two methods do equally well on the same images. a, b: outcomes, one a seed.
 
-    Exact for hits (``paired_p``), by random swaps for everything else (``resampling.swap_p``).
+    Exact for hits (``paired_p``), Student's paired t for means of other numbers, for everything else
+    ``jackknife.difference_p``. Methods may have different numbers of seeds.
     """
+    images = {o.n for o in (*a, *b)}
+    if len(images) > 1:
+        raise ValueError(f"paired tests need the same images, got {' and '.join(map(str, sorted(images)))}")
     if all(isinstance(o, Hits) for o in (*a, *b)):
-        return paired_p(*(np.stack([o.hits for o in side if isinstance(o, Hits)]) for side in (a, b)))
-    return swap_p(a, b)
+        return paired_p(_hits(a), _hits(b))
+    if all(isinstance(o, Values) for o in (*a, *b)):
+        mean, error, n = _student(_values(a) - _values(b))
+        if n < 2 or mean == 0:
+            return 1.0
+        p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > 0 else 0.0
+        return max(p, 2.0 ** (1 - min(n, 1000)))  # no less than flips of the signs could say
+    return jackknife.difference_p(a, b)
+
+
+def _hits(outcomes: Sequence[Outcomes]) -> np.ndarray:
+    """bool [S, N]"""
+    return np.stack([o.hits for o in outcomes if isinstance(o, Hits)])
+
+
+def _values(outcomes: Sequence[Outcomes]) -> np.ndarray:
+    """Mean over seeds of each image, float64 [N]."""
+    return np.mean([o.values for o in outcomes if isinstance(o, Values)], axis=0)
+
+
+def _student(numbers: np.ndarray) -> tuple[float, float, int]:
+    """Mean, its standard error and how many."""
+    n = len(numbers)
+    return float(numbers.mean()), float(numbers.std(ddof=1) / n**0.5) if n > 1 else float("nan"), n
 
 
 def wilson(mean: float, n: float, level: float = LEVEL) -> tuple[float, float]:

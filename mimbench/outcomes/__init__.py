@@ -13,7 +13,7 @@ from mimbench.outcomes.detections import Detections
 from mimbench.outcomes.means import Hits, Values
 from mimbench.outcomes.overlaps import Overlaps
 
-__all__ = ["Detections", "Hits", "Outcomes", "Overlaps", "Values", "joined", "unpack"]
+__all__ = ["Detections", "Hits", "Outcomes", "Overlaps", "Values", "unpack"]
 
 KINDS: dict[str, type[Outcomes]] = {kind.kind: kind for kind in (Hits, Values, Overlaps, Detections)}
 
@@ -24,10 +24,3 @@ def unpack(packed: dict[str, Any]) -> Outcomes:
     if kind not in KINDS:
         raise ValueError(f"per-image outcomes of the kind {kind!r}; known are {', '.join(KINDS)}")
     return KINDS[kind].unpacked(packed)
-
-
-def joined(a: Outcomes, b: Outcomes) -> Outcomes:
-    """Outcomes on the images of ``a`` followed by those of ``b``. Raises ValueError for different kinds."""
-    if type(a) is not type(b):
-        raise ValueError(f"cannot join {a.kind} and {b.kind}")
-    return a.joined(b)

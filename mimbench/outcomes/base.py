@@ -45,10 +45,6 @@ class Outcomes(ABC):
     def unpacked(cls, packed: dict[str, Any]) -> Outcomes:
         """The outcomes of this kind in ``packed``; raises ValueError when it is damaged."""
 
-    @abstractmethod
-    def joined(self, other: Any) -> Outcomes:
-        """The images of these outcomes followed by those of ``other``, of the same kind."""
-
     def _weights(self, weights: np.ndarray | None) -> np.ndarray:
         """Weights as numbers [K, N]; raises ValueError for another shape."""
         if weights is None:

@@ -1,4 +1,4 @@
-"""Detection: what was found at each IoU threshold, image by image, ordered by score."""
+"""Detection: what was found at each IoU threshold, the most certain first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mimbench.outcomes.base import Outcomes, pack_array, smallest_float, smallest_integer, unpack_array
+from mimbench.outcomes.base import Outcomes, pack_array, smallest_integer, unpack_array
 
 if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
@@ -26,49 +26,40 @@ class Detections(Outcomes):
     over the classes that have ground truth, precision read at 101 recalls. An image that counts twice
     counts like two images with the same detections and the same ground truth.
 
-    images, classes: int [M], of each detection; images are places in the test split.
-    scores: float64 [M].
+    images, classes: int [M], of each detection, class by class and in each the most certain first; images
+    are places in the test split.
     matched, ignored: bool [M, T], at each IoU threshold: a detection has found an object of its own, or
     counts neither for nor against (it lies in a crowd).
     truths: int [N, C], objects to be found, crowds left out.
-    order: int [N], the place of each image among all in the order of their ids, by which COCO decides
-    between equal scores. Within an image the order of the arrays decides.
     """
 
     images: np.ndarray
     classes: np.ndarray
-    scores: np.ndarray
     matched: np.ndarray
     ignored: np.ndarray
     truths: np.ndarray
-    order: np.ndarray
 
     kind = "detections"
 
     def __post_init__(self) -> None:
-        count, (n, c) = len(self.scores), self.truths.shape
-        fields = (self.images, self.classes, self.matched, self.ignored)
+        count, (n, c) = len(self.images), self.truths.shape
+        fields = (self.classes, self.matched, self.ignored)
         if (
             any(len(field) != count for field in fields)
             or self.matched.shape != self.ignored.shape
-            or len(self.order) != n
             or not _within(self.images, n)
             or not _within(self.classes, c)
         ):
             raise ValueError(f"detections do not fit each other, {n} images and {c} classes")
-        if not np.isfinite(self.scores).all():
-            raise ValueError("a detection's score is not finite")
-        # As they are looked at: class by class, best first.
-        place = np.lexsort((self.order[self.images], -self.scores, self.classes))
-        for name in ("images", "classes", "scores", "matched", "ignored"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name))[place])
+        if (np.diff(self.classes) < 0).any():
+            raise ValueError("detections must come class by class")
 
     @classmethod
     def of_coco(cls, evaluator: COCOeval, image_ids: Sequence[int]) -> Detections:
         """Out of pycocotools' evaluator after its ``evaluate()``.
 
         image_ids: of the test split, in its order. Raises ValueError unless they are the images that were
-        evaluated, class by class (``useCats``).
+        evaluated, class by class (``useCats``). Equal scores keep the evaluator's order: by image id.
         """
         params = evaluator._paramsEval
         ids, categories = list(params.imgIds), list(params.catIds)
@@ -95,10 +86,11 @@ class Detections(Outcomes):
                         np.asarray(found["dtIgnore"]).T.astype(bool),
                     )
                 )
-        order = np.empty(len(ids), np.int64)
-        order[[place[image] for image in ids]] = np.arange(len(ids))
         images, classes, scores, matched, ignored = map(np.concatenate, zip(*parts, strict=True))
-        return cls(images, classes, scores, matched, ignored, truths, order)
+        if not np.isfinite(scores).all():
+            raise ValueError("a detection's score is not finite")
+        best = np.lexsort((-scores, classes))  # stable
+        return cls(images[best], classes[best], matched[best], ignored[best], truths)
 
     @property
     def n(self) -> int:
@@ -107,7 +99,7 @@ class Detections(Outcomes):
     def value(self, weights: np.ndarray | None = None) -> np.ndarray:
         weights = self._weights(weights)
         if weights.dtype.kind in "biu":  # sums of whole numbers are exact, and three times as fast
-            largest = int(weights.max(initial=0)) * len(self.scores)
+            largest = int(weights.max(initial=0)) * len(self.images)
             weights = weights.astype(np.int32 if largest < 2**31 else np.int64)
         there = np.zeros(len(weights))
         total = np.zeros(len(weights))
@@ -162,42 +154,26 @@ class Detections(Outcomes):
                 smallest_integer(np.bincount(self.classes, minlength=self.truths.shape[1]))
             ),
             "images": pack_array(smallest_integer(self.images)),
-            "scores": pack_array(smallest_float(self.scores)),
             "matched": pack_array(np.packbits(self.matched.T, axis=1)),
             "ignored": pack_array(np.packbits(self.ignored.T, axis=1)),
             "truths": pack_array(smallest_integer(self.truths)),
-            "order": pack_array(smallest_integer(self.order)),
         }
 
     @classmethod
     def unpacked(cls, packed: dict[str, Any]) -> Detections:
-        integers = ("detections_a_class", "images", "matched", "ignored", "truths", "order")
-        each, images, matched, ignored, truths, order = (unpack_array(packed, n, "u") for n in integers)
-        scores = unpack_array(packed, "scores", "f").astype(np.float64)
-        if any(bits.ndim != 2 or bits.shape[1] != -(-len(scores) // 8) for bits in (matched, ignored)):
-            raise ValueError(f"per-image outcomes are damaged: no bit for each of {len(scores)} detections")
+        names = ("detections_a_class", "images", "matched", "ignored", "truths")
+        each, images, matched, ignored, truths = (unpack_array(packed, name, "u") for name in names)
+        count = len(images)
+        if any(bits.ndim != 2 or bits.shape[1] != -(-count // 8) for bits in (matched, ignored)):
+            raise ValueError(f"per-image outcomes are damaged: no bit for each of {count} detections")
         try:
             found, lost = (
-                np.unpackbits(bits, axis=1, count=len(scores)).T.astype(bool) for bits in (matched, ignored)
+                np.unpackbits(bits, axis=1, count=count).T.astype(bool) for bits in (matched, ignored)
             )
             classes = np.repeat(np.arange(truths.shape[1]), each)
-            whole = images.astype(np.int64), truths.astype(np.int64), order.astype(np.int64)
-            return cls(whole[0], classes, scores, found, lost, *whole[1:])
+            return cls(images.astype(np.int64), classes, found, lost, truths.astype(np.int64))
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(f"per-image outcomes are damaged: {error}") from error
-
-    def joined(self, other: Any) -> Detections:
-        if self.matched.shape[1] != other.matched.shape[1] or self.truths.shape[1] != other.truths.shape[1]:
-            raise ValueError("cannot join detections of other classes or other IoU thresholds")
-        return Detections(
-            images=np.concatenate([self.images, other.images + self.n]),
-            classes=np.concatenate([self.classes, other.classes]),
-            scores=np.concatenate([self.scores, other.scores]),
-            matched=np.concatenate([self.matched, other.matched]),
-            ignored=np.concatenate([self.ignored, other.ignored]),
-            truths=np.concatenate([self.truths, other.truths]),
-            order=np.concatenate([self.order, other.order]),
-        )
 
 
 def _within(numbers: np.ndarray, count: int) -> bool:

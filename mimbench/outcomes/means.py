@@ -47,9 +47,6 @@ class Hits(Outcomes):
             raise ValueError(f"per-image outcomes are damaged: {len(bits)} bytes for {n} images")
         return cls(np.unpackbits(np.frombuffer(bits, np.uint8), count=n).astype(bool))
 
-    def joined(self, other: Any) -> Hits:
-        return Hits(np.concatenate([self.hits, other.hits]))
-
 
 @dataclass(frozen=True, eq=False)
 class Values(Outcomes):
@@ -81,9 +78,6 @@ class Values(Outcomes):
     @classmethod
     def unpacked(cls, packed: dict[str, Any]) -> Values:
         return cls(unpack_array(packed, "values", "f"))
-
-    def joined(self, other: Any) -> Values:
-        return Values(np.concatenate([self.values, other.values]))
 
 
 def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

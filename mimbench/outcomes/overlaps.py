@@ -106,13 +106,5 @@ class Overlaps(Outcomes):
             raise ValueError(f"per-image outcomes are damaged: {error}") from error
         return cls(*dense)
 
-    def joined(self, other: Any) -> Overlaps:
-        if self.unions.shape[1] != other.unions.shape[1]:
-            raise ValueError(f"cannot join {self.unions.shape[1]} and {other.unions.shape[1]} classes")
-        return Overlaps(
-            np.concatenate([self.intersections, other.intersections]),
-            np.concatenate([self.unions, other.unions]),
-        )
-
 
 _INTS = {a + b for a in "iu" for b in "iu"}

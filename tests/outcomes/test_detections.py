@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mimbench.outcomes import Detections, joined, unpack
+from mimbench.outcomes import Detections, unpack
 
 pytest.importorskip("pycocotools")
 from pycocotools.coco import COCO
@@ -157,22 +157,6 @@ def test_blocks_give_what_one_go_gives(monkeypatch):
     np.testing.assert_allclose(ours.value(weights), whole, rtol=1e-12)
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_joined_images_count_apart(ties):
-    data, found = scene(30, 4, ties=ties)
-    ids = [image["id"] for image in data["images"]]
-    rng = np.random.default_rng(0)
-    others = [{**each, "score": round(float(rng.random()), 1)} for each in found]
-    a, b = (Detections.of_coco(evaluated(data, each), ids) for each in (found, others))
-    stay = rng.integers(0, 2, size=30)
-    mixed = {image: found if first else others for image, first in zip(ids, stay, strict=True)}
-    # By image and class in both, so that equal scores are met in the same order.
-    expected = evaluated(data, [d for image in ids for d in mixed[image] if d["image_id"] == image]).stats[0]
-    value = joined(a, b).value(np.append(stay, 1 - stay)[None])[0]
-    assert value == pytest.approx(expected, abs=1e-12)
-    assert not np.isclose(value, [a.score, b.score]).any()
-
-
 def test_nothing_found_is_zero_and_nothing_to_find_is_undefined():
     data, found = scene(4, 0, ties=False)
     ids = [image["id"] for image in data["images"]]
@@ -188,7 +172,14 @@ def test_other_images_than_those_evaluated_are_refused():
         Detections.of_coco(evaluated(data, found), [image["id"] for image in data["images"]][:3])
 
 
-@pytest.mark.parametrize("name", ["images", "scores", "matched", "ignored", "truths", "order"])
+def test_a_score_that_is_not_finite_is_refused():
+    data, found = scene(4, 0, ties=False)
+    found[0]["score"] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        Detections.of_coco(evaluated(data, found), [image["id"] for image in data["images"]])
+
+
+@pytest.mark.parametrize("name", ["images", "detections_a_class", "matched", "ignored", "truths"])
 def test_damaged_detections_are_refused(name):
     packed = detections().pack()
     with pytest.raises(ValueError, match=r"damaged|do not fit"):

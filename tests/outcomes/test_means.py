@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimbench.outcomes import Hits, Outcomes, Values, joined, unpack
+from mimbench.outcomes import Hits, Outcomes, Values, unpack
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
@@ -95,14 +95,3 @@ def test_weights_say_how_often_an_image_counts(kind):
 def test_weights_of_other_images_are_refused():
     with pytest.raises(ValueError, match=r"\[K, 3\]"):
         Hits(np.ones(3, bool)).value(np.ones((2, 4)))
-
-
-def test_outcomes_are_joined_image_after_image():
-    both = joined(Values(np.array([1.0, 2.0])), Values(np.array([5.0])))
-    assert both.value(np.array([[1, 1, 0], [0, 0, 1]])).tolist() == [1.5, 5.0]
-    assert len(joined(Hits(np.ones(2, bool)), Hits(np.zeros(1, bool)))) == 3
-
-
-def test_different_kinds_are_not_joined():
-    with pytest.raises(ValueError, match="cannot join hits and values"):
-        joined(Hits(np.ones(2, bool)), Values(np.ones(2)))

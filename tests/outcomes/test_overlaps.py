@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from mimbench.outcomes import Overlaps, joined, unpack
+from mimbench.outcomes import Overlaps, unpack
 
 IGNORE = 255
 
@@ -68,16 +68,6 @@ def test_every_pixel_survives_packing_and_two_thousand_images_stay_small():
     assert isinstance(again, Overlaps)
     np.testing.assert_array_equal(again.intersections, given.intersections)
     np.testing.assert_array_equal(again.unions, given.unions)
-
-
-def test_joined_images_count_apart():
-    a, b = overlaps(key=1), overlaps(key=2)
-    both = joined(a, b)
-    ones, none = np.ones(a.n), np.zeros(a.n)
-    sides = both.value(np.stack([np.append(ones, none), np.append(none, ones)]))
-    assert sides.tolist() == pytest.approx([a.score, b.score])
-    with pytest.raises(ValueError, match="9 and 8 classes"):
-        joined(a, overlaps(classes=8))
 
 
 def test_images_without_any_class_have_no_score():

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import ttest_1samp, ttest_rel
 
-from mimbench import resampling, stats
+from mimbench import jackknife, stats
 from mimbench.outcomes import Detections, Hits, Outcomes, Overlaps, Values
 
 
@@ -36,10 +36,10 @@ def detections(images: int, rng: np.random.Generator, classes: int = 4) -> Detec
         matched = np.zeros((len(scores), 3), bool)
         matched[: len(of)] = quality[:, None] > [-0.3, 0.4, 1.1]
         parts.append((np.append(of, alarms), np.full(len(scores), c), scores, matched))
-    images_, classes_, scores, matched = map(np.concatenate, zip(*parts, strict=True))
-    return Detections(
-        images_, classes_, scores, matched, np.zeros_like(matched), truths, np.arange(len(truths))
-    )
+    of, labels, scores, matched = map(np.concatenate, zip(*parts, strict=True))
+    best = np.lexsort((-scores, labels))
+    none = np.zeros_like(matched)
+    return Detections(of[best], labels[best], matched[best], none, truths)
 
 
 @pytest.mark.parametrize(("draw", "images"), [(overlaps, 60), (overlaps, 250), (detections, 60)])
@@ -71,7 +71,7 @@ def test_a_bootstrap_would_cover_less_where_classes_are_rare():
 def test_on_hits_the_jackknife_is_wilsons_interval_roughly():
     for accuracy, images in ((0.6, 1000), (0.9, 1000), (0.3, 400)):
         hits = Hits(np.random.default_rng(0).permutation(images) < accuracy * images)
-        found = resampling.jackknife_interval([hits], 0.95)
+        found = jackknife.share_interval([hits], 0.95)
         assert found == pytest.approx(stats.interval([hits]), abs=0.01)
 
 
@@ -119,45 +119,83 @@ def worse(of: Overlaps, rng: np.random.Generator, loss: float) -> Overlaps:
     return Overlaps((of.intersections * keep).astype(int), of.unions)
 
 
+def swap_p(a: Overlaps, b: Overlaps, rng: np.random.Generator, draws: int = 400) -> float:
+    """What random swaps of the two methods' images say: the other way to test such a difference."""
+    extreme = 0
+    for stay in rng.integers(0, 2, size=(draws, a.n, 1)).astype(bool):
+        sides = [
+            Overlaps(
+                np.where(kept, a.intersections, b.intersections), np.where(kept, a.unions, b.unions)
+            ).score
+            for kept in (stay, ~stay)
+        ]
+        extreme += abs(sides[0] - sides[1]) >= abs(a.score - b.score) - 1e-12
+    return (extreme + 1) / (draws + 1)
+
+
 def test_alike_methods_are_told_apart_as_seldom_as_the_level_says():
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(200):
+    for _ in range(400):
         truth = overlaps(40, rng, classes=8)
         found.append(stats.difference_p([worse(truth, rng, 0.1)], [worse(truth, rng, 0.1)]))
-    assert np.mean(np.array(found) < 0.05) <= 0.08
-    assert np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.09)
+    assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.07
+    assert np.mean(np.array(found) < 0.5) == pytest.approx(0.5, abs=0.08)
 
 
-def test_a_real_difference_is_found_and_nothing_is_claimed_beyond_the_draws():
+def test_the_paired_test_says_what_random_swaps_say():
+    rng = np.random.default_rng(1)
+    pairs = []
+    for loss in (0.1, 0.11, 0.12, 0.13, 0.14, 0.16) * 3:
+        truth = overlaps(80, rng)
+        a, b = worse(truth, rng, 0.1), worse(truth, rng, loss)
+        pairs.append((stats.difference_p([a], [b]), swap_p(a, b, rng)))
+        assert pairs[-1][0] == stats.difference_p([b], [a])
+    ours, swapped = np.array(pairs).T
+    assert np.abs(ours - swapped).max() < 0.15
+    assert abs((ours - swapped).mean()) < 0.03
+    assert ((ours < 0.05) == (swapped < 0.05)).mean() > 0.8
+
+
+def test_a_real_difference_is_found_and_none_where_there_is_none():
     rng = np.random.default_rng(0)
     truth = overlaps(80, rng)
-    p = stats.difference_p([worse(truth, rng, 0.1)], [worse(truth, rng, 0.3)])
-    assert p == pytest.approx(1 / (resampling.NONE_OF + 1))
-    assert stats.difference_p([truth], [truth]) == 1.0
+    a = [worse(truth, rng, 0.1) for _ in range(2)]
+    assert stats.difference_p(a, [worse(truth, rng, 0.3)]) < 1e-6
+    assert stats.difference_p([truth], [truth, truth]) == 1.0
 
 
-@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(1, 1), (2, 2), (2, 3)])
-def test_swaps_agree_with_the_exact_test_of_hits(seeds_a, seeds_b):
-    for key, apart in ((0, 0.0), (1, 0.05), (2, 0.1)):
+def test_few_images_never_say_more_than_flips_of_as_many_signs_could():
+    unions = np.full((4, 2), 1000)
+    for kind in (Overlaps(unions - 1, unions), Values(np.full(4, 0.999))):
+        other = Overlaps(unions - 100, unions) if isinstance(kind, Overlaps) else Values(np.full(4, 0.9))
+        assert stats.difference_p([kind], [other]) == 2**-3
+    single = [Overlaps(unions[:1] - drop, unions[:1]) for drop in (1, 100)]
+    assert stats.difference_p(single[:1], single[1:]) == 1.0
+
+
+def test_on_hits_the_paired_test_is_mcnemars_roughly():
+    for key, apart in ((0, 0.0), (1, 0.03), (2, 0.06)):
         rng = np.random.default_rng(key)
-        ease = rng.random(200)
-        a = [Hits(rng.random(200) < 0.2 + 0.6 * ease) for _ in range(seeds_a)]
-        b = [Hits(rng.random(200) < 0.2 + 0.6 * ease + apart) for _ in range(seeds_b)]
-        exact = stats.difference_p(a, b)
-        assert resampling.swap_p(a, b) == pytest.approx(exact, abs=max(0.02, exact / 3))
-        assert resampling.swap_p(b, a) == pytest.approx(exact, abs=max(0.02, exact / 3))
+        ease = rng.random(1000)
+        a, b = (Hits(rng.random(1000) < 0.2 + 0.6 * ease + d) for d in (0, apart))
+        exact = stats.difference_p([a], [b])
+        assert jackknife.difference_p([a], [b]) == pytest.approx(exact, abs=max(0.02, exact / 4))
+
+
+def test_the_paired_test_of_means_is_students():
+    a, b = np.random.default_rng(0).normal(3, 2, size=(2, 40))
+    found = stats.difference_p([Values(a)], [Values(b - 0.5)])
+    assert found == pytest.approx(ttest_rel(a, b - 0.5).pvalue, rel=1e-9)
+    assert stats.difference_p([Values(a)], [Values(a), Values(a)]) == 1.0
 
 
 def test_detections_of_two_methods_are_compared_on_the_same_images():
     rng = np.random.default_rng(3)
     good = detections(60, rng)
-    shuffled = Detections(
-        good.images, good.classes, rng.random(len(good.scores)), good.matched, good.ignored, good.truths,
-        good.order,
-    )  # fmt: skip
-    assert stats.difference_p([good], [shuffled]) < 0.05
-    with pytest.raises(ValueError, match="same images"):
+    poor = Detections(good.images, good.classes, good.matched[::-1], good.ignored, good.truths)
+    assert stats.difference_p([good], [poor]) < 0.05
+    with pytest.raises(ValueError, match="same images, got 60 and 61"):
         stats.difference_p([good], [detections(61, rng)])
 
 
