@@ -22,6 +22,7 @@ KINDS = {
     "attention": "where the last block looks",
     "pca": "patch tokens by their three main directions, as colours",
     "neighbours": "the nearest training images",
+    "cka": "how alike the layers of all methods are",
     "segmentation": "label maps that evaluations predicted",
     "detection": "boxes that evaluations predicted",
 }
@@ -57,7 +58,7 @@ def show(
     """
     from mimbench.data import open_dataset
     from mimbench.settings import split
-    from mimbench.show import encoders, masked, predictions
+    from mimbench.show import alike, encoders, masked, predictions
     from mimbench.show.draw import png
     from mimbench.show.rows import find_row
 
@@ -82,6 +83,8 @@ def show(
             return [encoders.attention(found, first, images)]
         if kind == "pca":
             return [encoders.principal(found, first, images)]
+        if kind == "cka":
+            return [alike.sheet(found, first, report)]
         if kind == "neighbours":
             return _of_each(lambda row: encoders.neighbours(row, first, images, report), found, left_out)
         return predictions.sheets(kind, found, datasets, images)

@@ -40,7 +40,7 @@ def test_every_kind_that_suits_is_drawn_and_the_rest_is_told(trained, tmp_path):
     shown = show("mae,random", out=trained, images=2, to=tmp_path)
     assert {path.name for path in shown.files} == {
         "masked-mae.png", "attention-mae-random.png", "pca-mae-random.png", "neighbours-mae.png",
-        "neighbours-random.png",
+        "neighbours-random.png", "cka-mae-random.png",
     }  # fmt: skip
     for path in shown.files:
         assert np.asarray(Image.open(path)).std() > 10  # no blank page
@@ -175,3 +175,14 @@ def test_images_are_chosen_over_all_classes(digits):
 def test_colours_of_many_classes_differ():
     colours = palette(150).astype(int)
     assert len({tuple(colour) for colour in colours}) == 150
+
+
+def test_layers_of_one_method_are_their_own_likeness(trained, digits):
+    from mimbench.show.alike import _layers, matrix
+
+    mae, beit = (
+        _layers(find_row(trained, name, 0), digits, lambda progress: None) for name in ("mae", "beit")
+    )
+    own, across = matrix(mae, mae), matrix(mae, beit)
+    np.testing.assert_allclose(np.diag(own), 1, rtol=1e-6)
+    assert across.max() < 0.999
