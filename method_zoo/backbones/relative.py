@@ -44,15 +44,16 @@ class RelativePositions(RelPosBias):
     def _between_patches(self, grid: tuple[int, int]) -> Tensor:
         """[heads, H·W, H·W], queries first."""
         table, old = self.relative_position_bias_table, tuple(self.window_size)
-        near = table[: (2 * old[0] - 1) * (2 * old[1] - 1)].view(2 * old[0] - 1, 2 * old[1] - 1, -1)
+        height, width = (2 * n - 1 for n in old)
+        near = table[: height * width].T.reshape(-1, height, width)
         if grid != old:
             down, across = (_interpolation(*pair).to(near) for pair in zip(old, grid, strict=True))
             with torch.autocast(near.device.type, enabled=False):
-                near = torch.einsum("ia,jb,abh->ijh", down, across, near)
+                near = torch.einsum("ia,jb,hab->hij", down, across, near)
         rows, columns = (_offsets(n, near.device) for n in grid)
-        pairs = near[rows][:, :, columns]  # [row of query, of key, column of query, of key, heads]
+        pairs = near[:, :, columns][:, rows]  # [heads, row of query, of key, column of query, of key]
         area = grid[0] * grid[1]
-        return pairs.permute(4, 0, 2, 1, 3).reshape(-1, area, area)
+        return pairs.transpose(2, 3).reshape(-1, area, area)
 
     def _with_class_token(self, bias: Tensor) -> Tensor:
         from_class, to_class, alone = self.relative_position_bias_table[-3:].unsqueeze(2).unbind(0)
