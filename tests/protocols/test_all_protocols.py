@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from mimbench.protocol import Evaluation, Protocol
 ALL = sorted((key, cls) for key, cls in registry.protocols().items() if cls.task == "classification")
 QUICK: dict[str, dict[str, Any]] = {
     "linprobe": {"min_steps": 150, "epochs": 1},
+    "fewshot": {"shots": (1, 5), "shares": (0.1,), "draws": 2, "C": (0.01, 1.0), "readouts": ("cls", "mean")},
     "logreg": {"grid": 4, "C": (1e-3, 10.0), "readouts": ("cls", "mean")},
 }
 # another value for each knob; what is not here fails below, so that no new knob goes untested
@@ -51,6 +52,15 @@ OTHER: dict[str, dict[str, Any]] = {
         "tolerance": 0.9,
     },
     "knn": {"k": 3, "temperature": 3.0, "normalisations": ("final",), "tokens": ("cls",)},
+    "fewshot": {
+        "shots": (1, 5, 7),
+        "shares": (0.3,),
+        "ranked_by": 1,
+        "draws": 3,
+        "C": (1e-3,),
+        "readouts": ("mean@0.5",),
+        "normalisations": ("unit",),
+    },
     "retrieval": {"normalisations": ("final",), "tokens": ("cls",)},
 }
 # what a knob needs beside it to have an effect
@@ -163,11 +173,17 @@ def test_every_knob_moves_something(cls, field, evaluated):
         assert before.metrics != after.metrics
         return
     names = [f"{chosen_on}_{cls.metric}" for chosen_on in ("validation", "test")]
-    scores = [
-        {c[name] for c in found.selection["candidates"] for name in names if name in c}
-        for found in (before, after)
-    ]
+    scores = [set(values_in(found.selection, names)) for found in (before, after)]
     assert scores[0] != scores[1]
+
+
+def values_in(content: Any, names: list[str]) -> Iterator[float]:
+    """All values that go by one of ``names``, wherever they stand."""
+    if isinstance(content, dict):
+        yield from (value for name, value in content.items() if name in names)
+    if isinstance(content, dict | list):
+        for inner in content.values() if isinstance(content, dict) else content:
+            yield from values_in(inner, names)
 
 
 def test_the_seed_orders_the_data_of_the_probe(evaluated):
@@ -188,6 +204,7 @@ def test_settings_out_of_range_are_refused():
             {"milestones": [1]},
         ],
         "logreg": [{"C": [0, 1]}, {"C": [1]}, {"grid": 0}, {"readouts": []}, {"tolerance": 1}],
+        "fewshot": [{"shots": []}, {"shots": [0]}, {"shares": [1]}, {"draws": 0}, {"C": [0]}],
         "retrieval": [{"normalisations": ["l2"]}, {"tokens": []}],
         "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
     }.items():
