@@ -48,6 +48,11 @@ def make_cell(
         chosen={e.seed: e.chosen for e in entries if e.chosen},
         edges=tuple(dict.fromkeys(edge for e in entries for edge in e.edges)),
         flags=flags_of(entries, seeds),
+        metrics={
+            name: float(np.mean([e.metrics[name] for e in entries]))
+            for name in entries[0].metrics
+            if all(name in e.metrics for e in entries)
+        },
     )
 
 

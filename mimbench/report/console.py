@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mimbench.report.costs import BY_KEY
-from mimbench.report.tables import Cell, Column, Row, Table
+from mimbench.report.tables import Column, Row, Table
 from mimbench.report.text import HOLE, number
 
 # Cost columns by their keys and headings; where the terminal is narrow, the last go first.
@@ -74,8 +74,8 @@ def _draw(table: Table, places: Sequence[int], costs: int, names: int, stacked: 
         drawn.add_column(f"{title}\n{unit}".strip(), justify="right", no_wrap=True)
     for row in table.rows[:ROWS]:
         drawn.add_row(
-            _name(row),
-            *(_cell(row.cells[place], table.columns[place], stacked) for place in places),
+            _name(row, table),
+            *(_cell(table, row, place, stacked) for place in places),
             *(Text(number(factor * row.cost[key])) for key, _, factor, _ in shown),
             style="dim" if row.older or row.role in ("floor", "ceiling") else None,
         )
@@ -91,14 +91,15 @@ def _head(column: Column, stacked: bool) -> Text:
     return Text("\n".join([column.label, *remarks, column.heading]))
 
 
-def _name(row: Row) -> Text:
+def _name(row: Row, table: Table) -> Text:
     marks = [row.role] if row.role != "method" else []
     marks += [f"older version {row.version}"] if row.older else []
-    flag = FLAG if row.flags else ""
+    flag = FLAG if table.row_flags(row) else ""
     return Text(row.variant + flag + (f" ({', '.join(marks)})" if marks else ""))  # Text: names are no markup
 
 
-def _cell(cell: Cell, column: Column, stacked: bool) -> Text:
+def _cell(table: Table, row: Row, place: int, stacked: bool) -> Text:
+    cell, column = row.cells[place], table.columns[place]
     if cell.state != "value":
         return Text(
             "failed, see below" if cell.state == "failed" else f"{HOLE} {cell.reason}", style="yellow"
@@ -107,7 +108,7 @@ def _cell(cell: Cell, column: Column, stacked: bool) -> Text:
     if column.ranked and (cell.rank or not stacked):
         text.append(f"{cell.rank:<2} ", style="cyan")
     text.append(f"{column.shown(cell.value):>5}", style="bold")
-    text.append((EDGE if cell.edges else "") + (FLAG if cell.flags else ""))
+    text.append((EDGE if cell.edges else "") + (FLAG if table.cell_flags(row, place) else ""))
     if len(cell.seeds) > 1:
         text.append(f" ±{column.shown(cell.spread)}")
     if math.isnan(cell.low):

@@ -106,6 +106,7 @@ def entry(record: Record) -> dict[str, Any]:
         "ranked": facts.ranked,
         "flags": tuple(facts.flags),
         "value": record.metrics.get(metric, NAN),
+        "metrics": record.metrics,
         "outcomes": record.outcomes,
         "curve": record.curve,
         "device": device(record.cost),

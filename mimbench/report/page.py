@@ -98,6 +98,7 @@ def _view(table: Table, number: int) -> dict[str, Any]:
             max((row.cells[place].images for row in table.rows), default=0)
             for place in range(len(table.columns))
         ],
+        "figures": [(column.title, _figures(table, place)) for place, column in enumerate(table.columns)],
         "edges": [
             (row.variant, column.title, edge)
             for row in table.rows
@@ -123,6 +124,19 @@ def _bounds(table: Table, place: int) -> tuple[float, float]:
     """From the lowest to the highest end of a column's intervals: one scale for all its bars."""
     cells = [row.cells[place] for row in table.rows if not math.isnan(row.cells[place].low)]
     return min((c.low for c in cells), default=0.0), max((c.high for c in cells), default=1.0)
+
+
+def _figures(table: Table, place: int) -> list[tuple[str, dict[str, str]]]:
+    """(row, everything that was measured by name) of a column, where that is more than its one number."""
+    found = [(row.variant, row.cells[place].metrics) for row in table.rows if not row.older]
+    names = list(dict.fromkeys(name for _, metrics in found for name in metrics))
+    if len(names) < 2:
+        return []
+    return [
+        (variant, {name: text.number(metrics.get(name, math.nan)) for name in names})
+        for variant, metrics in found
+        if metrics
+    ]
 
 
 def _losses(row: Row) -> list[list[tuple[float, float]]]:

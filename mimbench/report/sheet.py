@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mimbench.report.tables import Cell, Column, Row, Table
-from mimbench.spec import Setting
+from mimbench.spec import Setting, canonical
 
 # A cell that starts like this is a formula to Excel, LibreOffice and Google Sheets (OWASP, CSV Injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -76,6 +76,7 @@ def _result(table: Table, column: Column, cell: Cell) -> dict[str, Any]:
         "chosen": " | ".join(f"{seed}: {what}" for seed, what in cell.chosen.items()),
         "at_edge_of_grid": " | ".join(cell.edges),
         "flagged": " | ".join(cell.flags),
+        "metrics": canonical(cell.metrics),
         "per_seed": " ".join(f"{seed}:{value!r}" for seed, (value, _) in cell.seeds.items()),
         "records": " ".join(record for _, record in cell.seeds.values()),
     }

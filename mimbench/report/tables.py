@@ -82,6 +82,7 @@ class Cell:
     chosen: dict[int, str] = field(default_factory=dict)  # seed -> what it chose, in words
     edges: tuple[str, ...] = ()  # choices at the edge of what was tried: more might have been better
     flags: tuple[str, ...] = ()  # what to know about this number, in sentences
+    metrics: dict[str, float] = field(default_factory=dict)  # all that was measured, means over seeds
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,26 @@ class Table:
     def label(self) -> str:
         return self.setting.label
 
+    def row_flags(self, row: Row) -> tuple[str, ...]:
+        """What to know about all numbers of a row: flags of its pre-training, and of what only describes."""
+        described = (
+            flag
+            for column, cell in zip(self.columns, row.cells, strict=True)
+            if not column.ranked
+            for flag in cell.flags
+        )
+        return tuple(dict.fromkeys([*row.flags, *described]))
+
+    def cell_flags(self, row: Row, place: int) -> tuple[str, ...]:
+        """What to know about one number of a row, and about no other."""
+        return row.cells[place].flags if self.columns[place].ranked else ()
+
     @property
     def flags(self) -> list[tuple[str, str]]:
         """(whom it concerns, sentence) of all flags, row by row."""
         found = []
         for row in self.rows:
-            found += [(row.variant, flag) for flag in row.flags]
-            for column, cell in zip(self.columns, row.cells, strict=True):
-                found += [(f"{row.variant}, {column.title}", flag) for flag in cell.flags]
+            found += [(row.variant, flag) for flag in self.row_flags(row)]
+            for place, column in enumerate(self.columns):
+                found += [(f"{row.variant}, {column.title}", flag) for flag in self.cell_flags(row, place)]
         return found

@@ -14,11 +14,13 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits without an exponent: "0.00123", "12.3", "4560"; an en dash for a hole."""
+    """Three significant digits: "0.00123", "12.3", "4560", "1.2e-07"; an en dash for a hole."""
     if math.isnan(value):
         return HOLE
     if value == 0 or abs(value) >= 100:
         return f"{value:.0f}"
+    if abs(value) < 1e-5:
+        return f"{value:.1e}"
     decimals = 2 - math.floor(math.log10(abs(value)))
     return f"{value:.{min(decimals, 6)}f}"
 

@@ -57,6 +57,7 @@ class Board:
         error: str | None = None,
         curve: Sequence[dict[str, float]] = (),
         cost: dict[str, Any] | None = None,
+        flags: Sequence[str] = (),
         **changes: Any,
     ) -> Record:
         content = {
@@ -71,8 +72,11 @@ class Board:
             "external": "none",
             **changes,
         }
-        done = {} if error else {"curve": list(curve), "cost": COST if cost is None else cost}
-        return self._write("pretrain", f"{variant} · pre-training · seed {seed}", content, error, **done)
+        facts = {"flags": list(flags)} if flags else {}
+        done = {} if error else {"curve": list(curve), "cost": COST if cost is None else cost, "facts": facts}
+        return self._write(
+            "pretrain", f"{variant} · pre-training · seed {seed}", content, error, **({} if error else done)
+        )
 
     def evaluate(
         self,

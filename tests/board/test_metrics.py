@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from mimbench import records
 from mimbench.board import load, summary, tables
 from mimbench.errors import UserError
 from mimbench.outcomes import Outcomes, Overlaps, Values
+from mimbench.report import text
 
 from .synthetic import Board, only, printed
 
@@ -78,9 +80,9 @@ def test_a_plain_number_is_not_shown_in_percent(board):
     board.evaluate("mae", outcomes=Values(values), metrics={"pixels": values.mean()}, facts=facts)
     table = only(board)
     cell = table.rows[0].cells[0]
-    text = printed(board)
-    assert f"{values.mean():.1f} [" in text
-    assert "pixels %" not in text
+    shown = printed(board)
+    assert f"{values.mean():.1f} [" in shown
+    assert "pixels %" not in shown
     assert table.columns[0].shown(cell.low) == f"{cell.low:.1f}"
     frame = summary([table])
     assert (frame.unit[0], frame.value[0]) == ("number", values.mean())
@@ -103,7 +105,43 @@ def test_what_only_describes_neither_ranks_nor_sorts(board):
     assert all(math.isnan(row.cells[0].low) for row in table.rows)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.00123, "0.00123"),
+        (12.34, "12.3"),
+        (4560.2, "4560"),
+        (-2.2, "-2.20"),
+        (1.23e-7, "1.2e-07"),
+        (0.0, "0"),
+        (math.nan, "–"),
+    ],
+)
+def test_a_small_number_is_not_shown_as_zero(value, shown):
+    assert text.number(value) == shown
+
+
+def test_everything_that_was_measured_is_kept_in_the_csv(board):
+    for seed, rank in ((0, 10.0), (1, 20.0)):
+        metrics = {"top1": 0.6, "rankme": rank, **({"extra": 1.0} if seed else {})}
+        board.evaluate("mae", 0.6, seed, metrics=metrics)
+    assert json.loads(summary([only(board)]).metrics[0]) == {"top1": 0.6, "rankme": 15.0}
+
+
 # --- flags
+
+
+def test_a_flag_of_what_only_describes_concerns_the_whole_row(board):
+    facts = {"unit": "number", "ranked": False, "flags": ["The encoder has collapsed."]}
+    trained = board.pretrain("beit", flags=("The encoder has collapsed.", "It was stopped early."))
+    given = {"needs": {trained.id: "1" * 64}}
+    described = {"protocol": "diagnostics", "facts": facts, "metrics": {"variance": 0.1}, "outcomes": {}}
+    board.evaluate("beit", 0.4, **described, **given)
+    board.evaluate("beit", 0.4, **given)
+    table = only(board)
+    assert table.flags == [("beit", "The encoder has collapsed."), ("beit", "It was stopped early.")]
+    assert "beit‡ " in printed(board)
+    assert "40.0‡" not in printed(board)
 
 
 def test_a_flag_stands_beside_its_number_and_is_told_below(board):
@@ -111,10 +149,10 @@ def test_a_flag_stands_beside_its_number_and_is_told_below(board):
     board.evaluate("beit", 0.4, facts={"flags": ["The encoder has collapsed."]})
     table = only(board)
     assert table.flags == [("beit, linprobe@1", "The encoder has collapsed.")]
-    text = printed(board)
-    assert "40.0‡" in text
-    assert "60.0 " in text
-    assert "‡ beit, linprobe@1: The encoder has collapsed." in text
+    shown = printed(board)
+    assert "40.0‡" in shown
+    assert "60.0 " in shown
+    assert "‡ beit, linprobe@1: The encoder has collapsed." in shown
     assert summary([table]).set_index("variant").flagged.to_dict() == {
         "beit": "The encoder has collapsed.",
         "mae": "",

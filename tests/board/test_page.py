@@ -65,7 +65,7 @@ class Watched:
 
     def names(self, table: int = 1) -> list[str]:
         """Methods of the rows that are shown, in order."""
-        rows = self.page.locator(f"#table-{table} tbody tr:visible th")
+        rows = self.page.locator(f"#table-{table} table:not(.figures) tbody tr:visible th")
         return [text.split("\n")[0].split(" ")[0] for text in rows.all_inner_texts()]
 
 
@@ -198,7 +198,9 @@ def test_columns_of_all_tasks_stand_in_one_table_with_what_to_know(board, browse
         numbers = {"unit": "number", "ranked": False}
         board.evaluate(variant, share, facts={"flags": ["It has collapsed."]} if variant == "beit" else {})
         board.evaluate(variant, share, preset="mae", fields={"choose_on": "test"})
-        board.evaluate(variant, protocol="rankme", metrics={"rank": 90 * share}, outcomes={}, facts=numbers)
+        board.evaluate(
+            variant, protocol="rankme", metrics={"rank": 90 * share, "more": 3.0}, outcomes={}, facts=numbers
+        )
         miou = {"metrics": {"miou": areas.score}, "outcomes": areas}
         board.evaluate(variant, protocol="upernet", data=ade, fields={}, **miou)
     (html,) = write(board.folder, ("html",), protocols=("rankme", "linprobe", "upernet"))
@@ -223,6 +225,12 @@ def test_columns_of_all_tasks_stand_in_one_table_with_what_to_know(board, browse
     assert "beit, linprobe@1: It has collapsed." in text
     assert "the best on the 500 test images themselves is shown" in text
     assert "40 test images" in text
+    more = opened.page.locator("details", has_text="Everything that rankme@1 measured")
+    assert not more.locator("table").is_visible()
+    more.locator("summary").click()
+    figures = [row.split() for row in more.locator("tr").all_inner_texts()]
+    assert figures == [["Method", "rank", "more"], ["mae", "54.0", "3.00"], ["beit", "45.0", "3.00"]]
+    assert opened.page.locator("#shown").inner_text() == "2 rows"  # that table is no board
     assert opened.page.locator("#table-1 svg.plot").count() == 4  # three that rank, one against time
     assert opened.complaints == []
     opened.page.close()

@@ -1,7 +1,7 @@
 "use strict";
 // Sorting and filtering. Without this script the tables are complete, best first.
 (() => {
-  const tables = [...document.querySelectorAll("table")];
+  const tables = [...document.querySelectorAll("table:not(.figures)")];
 
   function key(row, column) {
     const cell = row.cells[column];
