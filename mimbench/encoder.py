@@ -135,6 +135,15 @@ class Encoder(nn.Module):
     def has_cls(self) -> bool:
         return bool(self.backbone.config.get("cls_token", False))
 
+    def require(self, *names: str) -> None:
+        """Raise UserError where the backbone, a third party's say, lacks methods of ``Backbone``."""
+        missing = [name for name in names if not hasattr(self.backbone, name)]
+        if missing:
+            raise UserError(
+                f"the backbone {self.backbone.config['name']} has no {' and no '.join(missing)}, which this "
+                "takes; see mimbench.encoder.Backbone"
+            )
+
     def _normalised(self, images: Tensor) -> Tensor:
         size = self.image_size
         if images.ndim != 4 or images.shape[1] != 3 or tuple(images.shape[2:]) != (size, size):
@@ -176,12 +185,14 @@ class Encoder(nn.Module):
 
         images: as of ``forward``. layers: as of ``tokens``. UserError where there is no attention.
         """
+        self.require("attentions")
         return self.backbone.attentions(self._normalised(images), layers)
 
     def resized(self, image_size: int) -> Encoder:
         """The same encoder for images of another size, positions interpolated; see ``Backbone.rebuilt``."""
         if image_size == self.image_size:
             return self
+        self.require("rebuilt")
         backbone = self.backbone.rebuilt(image_size=image_size)
         return Encoder(backbone, self.mean.flatten().tolist(), self.std.flatten().tolist()).to(
             self.mean.device

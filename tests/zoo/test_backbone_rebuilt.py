@@ -154,6 +154,15 @@ def test_a_resized_encoder_is_frozen_and_its_own(backbone: Any) -> None:
     torch.testing.assert_close(larger(x).patches, larger.tokens(x)[0].patches)
 
 
+def test_a_third_partys_backbone_that_cannot_be_rebuilt_is_a_sentence() -> None:
+    third: Any = nn.Module()
+    third.config = {"name": "their_patches", "image_size": 8}
+    with pytest.raises(UserError, match="the backbone their_patches has no rebuilt, which"):
+        Encoder(third, (0, 0, 0), (1, 1, 1)).resized(16)
+    with pytest.raises(UserError, match="no attentions, which"):
+        Encoder(third, (0, 0, 0), (1, 1, 1)).attentions(torch.zeros(1, 3, 8, 8))
+
+
 # Drop path --------------------------------------------------------------------------------------------
 
 

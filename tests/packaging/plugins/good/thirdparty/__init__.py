@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mimbench.data.sources import DataDefaults, Listing, Part
 from mimbench.encoder import Encoded
 from mimbench.method import Losses, Method, Step
+from mimbench.outcomes import Hits
 from mimbench.protocol import Evaluation, Protocol
 from mimbench.spec import Card, Readout, Recipe
 
@@ -67,7 +68,7 @@ class NearestMean(Protocol):
         test = data.open_test()
         distance = ((features(test)[:, None] - means) ** 2).sum(-1)
         hits = distance.argmin(1) == test.labels
-        return Evaluation({"top1": float(hits.mean())}, hits, {"candidates": [], "chosen": None})
+        return Evaluation({"top1": float(hits.mean())}, Hits(hits), {"candidates": [], "chosen": None})
 
 
 class _Stripes(Part):
