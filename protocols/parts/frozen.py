@@ -45,6 +45,19 @@ def layer_at(share: float, depth: int) -> int:
     return max(1, int(share * depth)) - depth - 1
 
 
+def layers_at(shares: Sequence[float], depth: int) -> tuple[dict[float, int], list[str]]:
+    """The different blocks after these shares of the depth, and sentences on what was left out."""
+    found: dict[float, int] = {}
+    notes = []
+    for share in dict.fromkeys(shares):
+        layer = layer_at(share, depth)
+        if layer in found.values():
+            notes.append(f"layer {share:g} left out: at a depth of {depth} another one equals it")
+        else:
+            found[share] = layer
+    return found, notes
+
+
 class Standard(NamedTuple):
     """Mean and 1 / standard deviation of each feature, [D]."""
 
