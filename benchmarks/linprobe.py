@@ -32,9 +32,10 @@ from mimbench.spec import Readout
 from protocols.linprobe import LinearProbe
 from protocols.parts.batches import at_hand, stream
 from protocols.parts.course import Course
+from protocols.parts.fitted import BN_EPS, Head, exact_standards
 from protocols.parts.frozen import standard
 from protocols.parts.inputs import inputs_of
-from protocols.parts.linear import BN_EPS, Head, LinearHeads, exact_standards
+from protocols.parts.linear import LinearHeads
 
 SIZES = ("1080x96x10", "8500x192x10", "8500x384x10", "50000x384x100")
 

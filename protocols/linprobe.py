@@ -18,10 +18,10 @@ from mimbench.selection import Scores, Selection, select_and_test
 from mimbench.spec import content_hash
 from protocols.parts.batches import Augment, Batches, Labelled, at_hand, augmented
 from protocols.parts.course import Course, Trials, lay_out
-from protocols.parts.fitted import Features, Fitted
+from protocols.parts.fitted import Features, Fitted, Head, exact_standards
 from protocols.parts.frozen import computing_device, labels_of, read
 from protocols.parts.inputs import Parts, check_inputs, inputs_of, reads_last_only
-from protocols.parts.linear import Head, LinearHeads, exact_standards
+from protocols.parts.linear import LinearHeads
 from protocols.parts.linear_recipes import RECIPES, Statistics
 from protocols.parts.optimisers import OptimizerName
 from protocols.parts.processes import Team

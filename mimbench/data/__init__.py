@@ -13,7 +13,7 @@ from mimbench.data.targets import Boxes
 
 if TYPE_CHECKING:
     from mimbench.data.checking import CheckReport, check
-    from mimbench.data.loading import Batch, evaluation_batches, training_batches
+    from mimbench.data.loading import Batch, evaluation_batches, picked_batches, training_batches
     from mimbench.data.transforms import EvalTransform, TrainTransform
 
 _LAZY = {
@@ -21,6 +21,7 @@ _LAZY = {
     "check": "checking",
     "Batch": "loading",
     "evaluation_batches": "loading",
+    "picked_batches": "loading",
     "training_batches": "loading",
     "EvalTransform": "transforms",
     "TrainTransform": "transforms",
@@ -38,6 +39,7 @@ __all__ = [
     "check",
     "evaluation_batches",
     "open_dataset",
+    "picked_batches",
     "training_batches",
 ]
 

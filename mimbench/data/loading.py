@@ -8,7 +8,7 @@ function of (seed, step), and resuming is starting at another step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -103,6 +103,21 @@ def evaluation_batches(
     def wanted() -> Iterator[np.ndarray]:
         return (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
 
+    return in_order(_Evaluation(split, EvalTransform(image_size, crop_pct)), wanted, workers)
+
+
+def picked_batches(
+    split: Split,
+    wanted: Callable[[], Iterator[np.ndarray]],
+    *,
+    image_size: int,
+    crop_pct: float,
+    workers: int = 0,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(indices int64 [b], images uint8 [b, 3, S, S]) of the samples that ``wanted`` picks, in its order.
+
+    wanted: gives the indices of each batch; called once. The images are those of ``evaluation_batches``.
+    """
     return in_order(_Evaluation(split, EvalTransform(image_size, crop_pct)), wanted, workers)
 
 

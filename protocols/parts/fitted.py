@@ -1,4 +1,4 @@
-"""A linear head that is trained: its logits, and the place of the true class among them."""
+"""A linear head: what is asked of it, and what it says once it is trained."""
 
 from __future__ import annotations
 
@@ -11,9 +11,40 @@ import torch
 from torch import Tensor
 
 from mimbench.spec import Readout
-from protocols.parts.frozen import Standard
+from protocols.parts.frozen import Standard, standard
 
 Features = Mapping[Readout, Tensor]  # of single-token readouts, float32 [N, D]
+
+BN_EPS = 1e-6  # of MAE's probe (arXiv:2111.06377, main_linprobe.py)
+TOKENS = ("cls", "cls+mean", "mean")  # in this order the heads that read one token are neighbours
+
+
+@dataclass(frozen=True)
+class Head:
+    """One candidate.
+
+    parts: the single-token readouts whose concatenation it reads. lr, weight_decay: of the optimiser, as
+    they are. batch_norm: standardise every feature first.
+    """
+
+    parts: tuple[Readout, ...]
+    lr: float
+    batch_norm: bool
+    weight_decay: float = 0.0
+
+
+def exact_standards(heads: Sequence[Head], train: Features) -> dict[Readout, Standard]:
+    """Standardisation by all of train, for the parts that heads with batch norm read."""
+    parts = dict.fromkeys(part for head in heads if head.batch_norm for part in head.parts)
+    return {part: standard(train[part], BN_EPS) for part in parts}
+
+
+def place_of(head: Head) -> tuple[Any, ...]:
+    """Sorts heads so that those which read the same input are neighbours."""
+    last = max(head.parts, key=lambda part: part.layer)
+    tokens = "+".join(sorted({part.token for part in head.parts if part.layer == last.layer}))
+    layers = sorted({part.layer for part in head.parts})
+    return head.batch_norm, last.layer, last.norm, TOKENS.index(tokens), layers
 
 
 @dataclass(frozen=True)

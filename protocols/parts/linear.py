@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -18,28 +17,12 @@ from torch import Tensor, nn
 
 from mimbench import seeding
 from mimbench.spec import Readout
-from protocols.parts.fitted import Features, Fitted
-from protocols.parts.frozen import Standard, standard
+from protocols.parts.fitted import BN_EPS, Features, Fitted, Head, place_of
+from protocols.parts.frozen import Standard
 from protocols.parts.optimisers import OptimizerName, Segment, build_optimizer
 
-BN_EPS = 1e-6  # of MAE's probe (arXiv:2111.06377, main_linprobe.py)
 BN_MOMENTUM = 0.1  # torch's
-TOKENS = ("cls", "cls+mean", "mean")  # in this order the heads that read one token are neighbours
 LOGITS = 2**25  # held at once: 128 MB, and as much for their gradient
-
-
-@dataclass(frozen=True)
-class Head:
-    """One candidate.
-
-    parts: the single-token readouts whose concatenation it reads. lr, weight_decay: of the optimiser, as
-    they are. batch_norm: standardise every feature first.
-    """
-
-    parts: tuple[Readout, ...]
-    lr: float
-    batch_norm: bool
-    weight_decay: float = 0.0
 
 
 class Score(NamedTuple):
@@ -93,7 +76,7 @@ class LinearHeads:
         device: torch.device | str = "cpu",
     ):
         self.heads, self.classes, self.device, self._total = tuple(heads), classes, device, total
-        self._order = sorted(range(len(self.heads)), key=lambda i: _place(self.heads[i]))
+        self._order = sorted(range(len(self.heads)), key=lambda i: place_of(self.heads[i]))
         inputs = dict.fromkeys((part, head.batch_norm) for head in self._laid_out for part in head.parts)
         self._raw = [part for part, batch_norm in inputs if not batch_norm]
         self._normed = [part for part, batch_norm in inputs if batch_norm]
@@ -305,17 +288,3 @@ class LinearHeads:
         for part, running in self._running.items():
             for own, saved in zip(running, state["running"][part.label], strict=True):
                 own.copy_(saved)
-
-
-def exact_standards(heads: Sequence[Head], train: Features) -> dict[Readout, Standard]:
-    """Standardisation by all of train, for the parts that heads with batch norm read."""
-    parts = dict.fromkeys(part for head in heads if head.batch_norm for part in head.parts)
-    return {part: standard(train[part], BN_EPS) for part in parts}
-
-
-def _place(head: Head) -> tuple[Any, ...]:
-    """Sorts heads so that those which read the same input are neighbours."""
-    last = max(head.parts, key=lambda part: part.layer)
-    tokens = "+".join(sorted({part.token for part in head.parts if part.layer == last.layer}))
-    layers = sorted({part.layer for part in head.parts})
-    return head.batch_norm, last.layer, last.norm, TOKENS.index(tokens), layers

@@ -19,7 +19,8 @@ from mimbench.selection import Scores, select
 from mimbench.spec import Readout
 from protocols.parts.batches import at_hand, stream
 from protocols.parts.course import Course, lay_out
-from protocols.parts.linear import BN_EPS, Head, LinearHeads, exact_standards
+from protocols.parts.fitted import BN_EPS, Head, exact_standards
+from protocols.parts.linear import LinearHeads
 
 CLS, MEAN, MIDDLE = Readout(token="cls"), Readout(token="mean"), Readout(token="mean", layer=-2)
 READOUTS = ((CLS,), (MEAN,), (CLS, MEAN), (MIDDLE,), (CLS, MIDDLE))
