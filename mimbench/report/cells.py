@@ -35,6 +35,8 @@ def make_cell(
     entries = [done[seed] for seed in seeds]
     outcomes = _outcomes(entries, column.ranked)
     low, high = stats.interval(outcomes) if outcomes else (np.nan, np.nan)
+    if column.unit == "share":  # Student's t of a mean knows no bounds
+        low, high = np.clip([low, high], 0, 1).tolist()
     return Cell(
         "value",
         value=float(np.mean([e.value for e in entries])),

@@ -54,6 +54,15 @@ def test_seeds_of_mean_iou_are_averaged_and_their_images_move_together(board):
     assert cell.low < cell.value < cell.high
 
 
+def test_the_interval_of_a_share_stays_between_nothing_and_all(board):
+    values = np.append(np.ones(19), 0.8)
+    board.evaluate("mae", outcomes=Values(values), metrics={"mAP": values.mean()})
+    board.evaluate("beit", outcomes=Values(1 - values), metrics={"mAP": 1 - values.mean()})
+    cells = [row.cells[0] for row in only(board).rows]
+    assert [(cell.low > 0, cell.high < 1) for cell in cells] == [(True, False), (False, True)]
+    assert (cells[0].high, cells[1].low) == (1, 0)
+
+
 def test_a_record_that_contradicts_its_own_areas_is_refused(board):
     outcomes = overlaps(0.6)
     record = board.evaluate("mae", outcomes=outcomes, metrics={"miou": outcomes.score + 0.01})
