@@ -89,7 +89,11 @@ def check_run(context: typer.Context) -> None:
 
 
 def check_request(request) -> None:
-    owners = {key: registry.find_protocol(key) for key in request.protocol}
+    owners = {}
+    for name in request.named_protocols:
+        key, _, recipe = name.partition(":")
+        owners[name] = registry.find_protocol(key)
+        assert not recipe or recipe in owners[name].presets
     for text in request.methods:
         for wanted in settings.parse_methods(text):
             owners[wanted.key] = registry.find_method(wanted.key)
@@ -102,7 +106,7 @@ def check_request(request) -> None:
     for name, value in request.set.items():
         owner, _, setting = name.partition(".")
         settings.parse_settings(owner, owners[owner], {setting: value})
-    assert request.data.partition(":")[0] in registry.datasets()
+    assert {spec.partition(":")[0] for spec in request.data} <= set(registry.datasets())
 
 
 def check_pip(words: list[str]) -> None:
