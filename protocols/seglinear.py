@@ -21,9 +21,9 @@ from mimbench.selection import Scores, select_and_test
 from mimbench.spec import Readout
 from protocols.parts.batches import at_hand
 from protocols.parts.course import Course
-from protocols.parts.fitted import Features, Fitted
+from protocols.parts.fitted import Features, Fitted, Head, exact_standards
 from protocols.parts.frozen import layers_at
-from protocols.parts.linear import Head, LinearHeads, exact_standards
+from protocols.parts.linear import LinearHeads
 from protocols.parts.patch_bank import bank_of
 from protocols.parts.patches import Fit, Seen, figures, predicted, score, see
 
