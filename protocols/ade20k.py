@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,11 +15,13 @@ from mimbench.features import weights_sha256
 from mimbench.monitor import TrainingStopped
 from mimbench.outcomes import Overlaps
 from mimbench.precision import make_fabric
-from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings
+from mimbench.protocol import Evaluation, Protocol, Surroundings
 from mimbench.seeding import seeded_init
 from mimbench.selection import Scores, select_and_test
+from protocols.parts.ade20k_recipes import RECIPES, schedulers
 from protocols.parts.frozen import layer_at
 from protocols.parts.patches import figures, ignored, label_map
+from protocols.parts.scratch import scratch
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -37,19 +36,6 @@ _Positive = Annotated[float, Field(gt=0)]
 _Share = Annotated[float, Field(gt=0, le=1)]
 
 LARGEST_CROP = 512
-_OFFICIAL: dict[str, Any] = {
-    "steps": 160_000,
-    "batch_size": 16,
-    "crop": 512,
-    "warmup": 1500 / 160_000,
-    "with_validation": True,
-}
-_HERE = "in fp16 there, in the run's precision here"
-
-
-def _preset(lr: float, layer_decay: float, drop_path: float, source: str, **more: Any) -> Preset:
-    fields = {**_OFFICIAL, "lr": (lr,), "layer_decay": layer_decay, "drop_path": drop_path, **more}
-    return Preset(fields, f"{source}; {_HERE}")
 
 
 @dataclass(frozen=True)
@@ -77,51 +63,7 @@ class ADE20K(Protocol):
     metric = "miou"
     summary = "fine-tuning with UPerNet and layer-wise learning rate decay (mmsegmentation)"
     requires = (("mmseg", "mmengine", "mmcv"), "dense")
-    presets = {
-        "beit": _preset(
-            7e-4, 0.65, 0.1, "microsoft/unilm beit/semantic_segmentation, base, pre-trained only"
-        ),
-        "beitv2": _preset(5e-5, 0.75, 0.15, "microsoft/unilm beit2/semantic_segmentation, base"),
-        "mae": _preset(
-            1e-4,
-            0.65,
-            0.1,
-            "mmsegmentation configs/mae, base; its relative positions, which start at zero, are not added",
-        ),
-        "ibot": _preset(
-            8e-5,
-            0.65,
-            0.1,
-            "bytedance/ibot evaluation/semantic_segmentation, base, with its README's learning rate",
-            final_norm=True,
-        ),
-        "dbot": _preset(1e-4, 0.65, 0.2, "dBOT (arXiv:2209.03917), base"),
-        "localmim": _preset(
-            4e-4, 0.65, 0.1, "LocalMIM (arXiv:2303.05251), base", layers=(2 / 12, 4 / 12, 10 / 12, 1.0)
-        ),
-        "dinov3-linear": Preset(
-            {
-                "head": "linear",
-                "frozen": True,
-                "layers": (1.0,),
-                "final_norm": True,
-                "lr": (1e-3,),
-                "weight_decay": 1e-3,
-                "schedule": "cosine",
-                "steps": 40_000,
-                "warmup": 1500 / 40_000,
-                "batch_size": 16,
-                "crop": 512,
-                "drop_path": 0.0,
-                "with_validation": True,
-            },
-            source=(
-                "facebookresearch/dinov3 dinov3/eval/segmentation: dropout, batch norm and a linear map on "
-                "frozen patch tokens; without the photometric distortion and the limit of a class's share "
-                "that this has"
-            ),
-        ),
-    }
+    presets = RECIPES
 
     head: Literal["upernet", "linear"] = "upernet"
     frozen: bool = False  # the encoder
@@ -168,7 +110,7 @@ class ADE20K(Protocol):
                 f"ade20k.batch_size={self.batch_size} leaves each of {fabric.world_size} processes less than "
                 "the 2 images that batch norm needs; use a larger one"
             )
-        with _folder(around.folder, fabric) as folder:
+        with scratch(around.folder, fabric) as folder:
             work = _Work(self, encoder, data, around, fabric, folder)
             choose = self._trained_on_both if self.with_validation else self._chosen
             content, found, metrics = choose(work, data)
@@ -306,7 +248,7 @@ class _Work:
                 lr=lr,
                 weight_decay=protocol.weight_decay,
                 layer_decay=protocol.layer_decay,
-                schedule=_schedule(steps, protocol.warmup, protocol.schedule),
+                schedule=schedulers(steps, protocol.warmup, protocol.schedule),
             ),
             seed=around.seed,
             fabric=self.fabric,
@@ -350,25 +292,3 @@ class _Work:
         if not self.trainable and not self.protocol.frozen:
             facts["flags"] = ["the encoder has no weights to train: only the head was trained"]
         return facts
-
-
-def _schedule(steps: int, warmup: float, kind: Literal["poly", "cosine"]) -> tuple[dict[str, Any], ...]:
-    """mmengine's schedulers: a linear rise from a millionth, then a straight fall or half a cosine to 0."""
-    rise = min(round(warmup * steps), steps - 1)
-    fall: dict[str, Any] = {"type": "PolyLR", "power": 1.0, "eta_min": 0.0}
-    if kind == "cosine":
-        fall = {"type": "CosineAnnealingLR", "eta_min": 0.0, "T_max": steps - rise}
-    first: tuple[dict[str, Any], ...] = ()
-    if rise:
-        first = ({"type": "LinearLR", "start_factor": 1e-6, "begin": 0, "end": rise},)
-    return (*first, {**fall, "begin": rise, "end": steps})
-
-
-@contextmanager
-def _folder(given: Path | None, fabric: Fabric) -> Iterator[Path]:
-    """A folder that all processes see: the one that is given, or one that goes away."""
-    if given is not None:
-        yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="mimbench-") as own:
-        yield Path(fabric.broadcast(own))
