@@ -68,6 +68,7 @@ class UTA(Method):
         ),
     )
     needs = {"teacher": "ibot"}
+    alignment = "head"
 
     def __init__(
         self,

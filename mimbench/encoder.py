@@ -19,6 +19,20 @@ class Tokens(NamedTuple):
     patches: Tensor  # [B, H, W, D]
 
 
+class Linear(NamedTuple):
+    """A linear map that is only applied."""
+
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, in] -> [B, out]"""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def to(self, device: torch.device) -> Linear:
+        return Linear(self.weight.to(device), None if self.bias is None else self.bias.to(device))
+
+
 class Encoded(NamedTuple):
     """A backbone's output for one batch, possibly masked.
 

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mimbench import checkpoint, registry, settings
-from mimbench.encoder import Encoder
+from mimbench.encoder import Encoder, Linear
 from mimbench.errors import UserError
 from mimbench.features import FeatureStore
 from mimbench.files import write_atomically
@@ -20,6 +21,7 @@ from mimbench.ledger import FED_ON
 from mimbench.processes import on_first
 from mimbench.protocol import Evaluation, EvaluationFailed, Protocol, Surroundings
 from mimbench.spec import Job, Readout
+from mimbench.train import METHOD_FILE
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split
@@ -49,6 +51,7 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
         folder=scratch,
         workers=workshop.workers,
         micro_batch=workshop.micro_batch,
+        alignment=partial(_alignment, content["method"], workshop.ledger.weights(need)),
     )
     together = protocol.collective or fabric.world_size == 1
     run = _checked if together else _led
@@ -69,6 +72,15 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
             **evaluation.facts,
         },
     }
+
+
+def _alignment(method: str, folder: Path) -> Linear | None:
+    """The method's layer of that name, out of what its training wrote."""
+    name = registry.find_method(method).alignment
+    if name is None:
+        return None
+    state, _ = checkpoint.read_weights(folder / METHOD_FILE)
+    return Linear(state[f"{name}.weight"], state.get(f"{name}.bias"))
 
 
 def _finish(evaluation: Evaluation, scratch: Path, samples: Path) -> None:

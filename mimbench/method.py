@@ -35,11 +35,16 @@ class Method(Trainee):
     couples_batch: whether an image's loss depends on the other images of its batch (contrast, batch
     statistics, balanced assignment). Such methods gather over processes (``method_zoo.parts.collective``),
     so that two processes with half of a batch each compute what one computes with all of it.
+
+    alignment: the name of its linear layer that takes every token of the encoder, the class token too, to
+    the token of its teacher in the same place. What can be done with the teacher's output, such as reading
+    it by CLIP's text tower, can then be done with the encoder's.
     """
 
     card: ClassVar[Card]
     needs: ClassVar[Mapping[str, str | None]] = MappingProxyType({})
     couples_batch: ClassVar[bool] = False
+    alignment: ClassVar[str | None] = None
     # What it was built with; mimbench.train.build_method sets it.
     settings: Mapping[str, Any] = MappingProxyType({})
 

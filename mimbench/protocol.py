@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from mimbench.data import Dataset
-    from mimbench.encoder import Encoder
+    from mimbench.encoder import Encoder, Linear
     from mimbench.features import FeatureStore
     from mimbench.outcomes import Outcomes
     from mimbench.progress import Progress
@@ -78,6 +78,7 @@ class Surroundings:
     fabric: device, precision and processes; None: the encoder's own device, fp32, one process.
     folder: for what a stopped evaluation goes on from; emptied when it is done. None: nowhere.
     workers, micro_batch: see ``mimbench.train.pretrain``.
+    alignment: gives what takes the encoder's tokens to its teacher's (``Method.alignment``), if anything.
     """
 
     features: FeatureStore
@@ -88,6 +89,7 @@ class Surroundings:
     folder: Path | None = None
     workers: int = 0
     micro_batch: int | None = None
+    alignment: Callable[[], Linear | None] = lambda: None
 
 
 @dataclass(frozen=True)

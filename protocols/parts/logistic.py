@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
+from protocols.parts.fitted import ranks_of
 from protocols.parts.frozen import Standard
 
 BLOCK = 2**22  # numbers of a block of features or logits: 16 MB
@@ -194,11 +195,8 @@ def judge(regression: Regression, fit: Fit, samples: Samples) -> Judged:
 
 def ranks(regression: Regression, fit: Fit, samples: Samples) -> np.ndarray:
     """The place of the true class in the order of the logits, 0 the first, int64 [M]; of equals the lower."""
-    every_class = torch.arange(regression.classes, device=samples.labels.device)
     found, first = [], 0
     for logits in regression.logits(fit, samples.parts):
-        label = samples.labels[first : first + len(logits), None]
-        own = logits.gather(1, label)
-        found.append(((logits > own) | ((logits == own) & (every_class < label))).sum(1))
+        found.append(ranks_of(logits, samples.labels[first : first + len(logits)]))
         first += len(logits)
     return torch.cat(found).cpu().numpy()

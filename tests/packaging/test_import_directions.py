@@ -109,7 +109,7 @@ def test_methods_and_protocols_stand_on_the_lower_floor_alone(part):
 
 def test_nothing_imports_torchvision_timm_or_torchmetrics_before_the_compatibility_module():
     """Each module that needs one of them imports ``mimbench.torchvision_compat`` further up itself."""
-    needy = {"torchvision", "timm", "torchmetrics"}
+    needy = {"torchvision", "timm", "torchmetrics", "open_clip"}
     wrong = []
     for path in MODULES:
         if path.name == "torchvision_compat.py":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mimbench.data import DataDefaults
@@ -17,6 +19,7 @@ from mimbench.errors import UserError
 from mimbench.features import FeatureStore
 from mimbench.progress import Progress, silent
 from mimbench.protocol import Surroundings
+from mimbench.spec import Readout
 
 SIZE = 8
 
@@ -118,3 +121,42 @@ class Reports(list[Progress]):
 
     def __call__(self, progress: Progress) -> None:
         self.append(progress)
+
+
+def tiny_clip(folder: Path, fitted: bool = True) -> str:
+    """A random CLIP model in a folder, as open_clip names it, in whose space the toy encoder's features lie.
+
+    Its projection is fitted so that images of the toy dataset land near the prompt of their class, or is
+    left random.
+    """
+    import mimbench.torchvision_compat  # noqa: F401  isort: skip
+    import open_clip
+
+    dim = toy_encoder().backbone.embed_dim
+    config = {
+        "embed_dim": dim,
+        "vision_cfg": {"layers": 2, "width": dim, "head_width": 6, "patch_size": 4, "image_size": SIZE},
+        "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(**config).eval()
+    nn.init.normal_(model.token_embedding.weight, std=1.0)  # prompts that differ in a word differ
+    data, readout = ToyDataset(), Readout(token="cls")
+    images = torch.from_numpy(data.train.images).permute(0, 3, 1, 2)
+    features = toy_encoder().readouts(images, [readout])[readout]
+    tokenizer = open_clip.SimpleTokenizer(context_length=20)
+    with torch.no_grad():
+        prompts = open_clip.build_zero_shot_classifier(
+            model, tokenizer, data.classes, open_clip.SIMPLE_IMAGENET_TEMPLATES
+        )
+        # features @ projection @ prompts = one in the place of the class
+        targets = torch.linalg.pinv(prompts)[torch.from_numpy(data.train.labels)]
+        if fitted:
+            model.visual.proj.copy_(torch.linalg.lstsq(features, targets).solution)
+    folder.mkdir(parents=True)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    written = {"model_cfg": config, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(written), encoding="utf-8")
+    return f"local-dir:{folder}"

@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
-from protocol_toys import ToyDataset, around, toy_encoder
+from protocol_toys import ToyDataset, around, tiny_clip, toy_encoder
 
 from mimbench import registry, settings
 from mimbench.errors import UserError
 from mimbench.protocol import Evaluation, Protocol
 
-ALL = sorted((key, cls) for key, cls in registry.protocols().items() if cls.task == "classification")
+
+def installed(cls: type[Protocol]) -> bool:
+    return cls.requires is None or all(map(find_spec, cls.requires[0]))
+
+
+ALL = sorted(
+    (key, cls) for key, cls in registry.protocols().items() if cls.task == "classification" and installed(cls)
+)
 QUICK: dict[str, dict[str, Any]] = {
     "attentive": {"min_steps": 50, "epochs": 1, "lr": (0.01, 0.03), "pooling": ("capi",)},
     "linprobe": {"min_steps": 150, "epochs": 1},
@@ -81,6 +89,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "normalisations": ("unit",),
     },
     "retrieval": {"normalisations": ("final",), "tokens": ("cls",)},
+    "zeroshot": {"templates": "name", "token": "mean", "projection": "none"},
 }
 # what a knob needs beside it to have an effect
 BESIDE: dict[str, dict[str, dict[str, Any]]] = {
@@ -93,6 +102,15 @@ BESIDE: dict[str, dict[str, dict[str, Any]]] = {
 
 def quick(cls: type[Protocol], **more: Any) -> Protocol:
     return cls(**{**QUICK.get(cls.key, {}), **more})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clip_models(tmp_path_factory) -> None:
+    """What zeroshot cannot do without."""
+    if find_spec("open_clip"):
+        folder = tmp_path_factory.mktemp("clip")
+        QUICK["zeroshot"] = {"clip": tiny_clip(folder / "one"), "templates": "simple"}
+        OTHER["zeroshot"]["clip"] = tiny_clip(folder / "other", fitted=False)
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +243,7 @@ def test_settings_out_of_range_are_refused():
         "logreg": [{"C": [0, 1]}, {"C": [1]}, {"grid": 0}, {"readouts": []}, {"tolerance": 1}],
         "fewshot": [{"shots": []}, {"shots": [0]}, {"shares": [1]}, {"draws": 0}, {"C": [0]}],
         "retrieval": [{"normalisations": ["l2"]}, {"tokens": []}],
+        "zeroshot": [{"clip": "ViT-B-16"}, {"clip": "ViT-B-16@no/such.pt"}, {"templates": "best"}],
         "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
     }.items():
         for wrong in given:
