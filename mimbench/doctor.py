@@ -91,15 +91,13 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
     needed: list[Requirement] = []
     extras: dict[str, list[Requirement]] = {}
     for requirement in map(Requirement, requires("mimbench") or []):
+        if requirement.name == "mimbench":
+            continue  # extras that hold others, which have their own lines
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             needed.append(requirement)
         elif found := re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker)):
             extras.setdefault(found[1], []).append(requirement)
-    return needed, {
-        extra: wanted
-        for extra, wanted in extras.items()
-        if all(requirement.name != "mimbench" for requirement in wanted)  # "all" repeats the others
-    }
+    return needed, extras
 
 
 def _extra(extra: str, wanted: list[Requirement]) -> Check:
