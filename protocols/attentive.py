@@ -197,12 +197,12 @@ class _Training:
     def ranks_of(self, chosen: int, split: Split) -> np.ndarray:
         """The place of the true class in the order of the chosen candidate, 0 the first, int64 [N]."""
         assert chosen == self.best, "what was kept is what is chosen"
-        group = Group.unpacked(self.kept, self.team.device)
-        ranks = torch.zeros(len(split), dtype=torch.int64, device=self.team.device)
+        group = Group.unpacked(self.kept, self.team.computing)
+        ranks = torch.zeros(len(split), dtype=torch.int64, device=self.team.computing)
         assert split.labels is not None
         for indices, tokens in self.source.in_order(split):
-            labels = torch.from_numpy(np.asarray(split.labels[indices], np.int64)).to(self.team.device)
-            rows = torch.from_numpy(indices).to(self.team.device)
+            labels = torch.from_numpy(np.asarray(split.labels[indices], np.int64)).to(self.team.computing)
+            rows = torch.from_numpy(indices).to(self.team.computing)
             ranks[rows] = ranks_of(group.logits(tokens[group.layer])[0], labels)
         if not self.team.alone:
             self.team.sum_(ranks)  # others hold zeros where this process has ranks

@@ -19,7 +19,7 @@ from mimbench.spec import content_hash
 from protocols.parts.batches import Augment, Batches, Labelled, at_hand, augmented
 from protocols.parts.course import Course, Trials, lay_out
 from protocols.parts.fitted import Features, Fitted, Head, exact_standards
-from protocols.parts.frozen import computing_device, labels_of, read
+from protocols.parts.frozen import labels_of, read
 from protocols.parts.inputs import Parts, check_inputs, inputs_of, reads_last_only
 from protocols.parts.linear import LinearHeads
 from protocols.parts.linear_recipes import RECIPES, Statistics
@@ -202,7 +202,7 @@ class _Training:
             seed=around.seed,
             standards=exact_standards(heads, given) if probe.statistics == "train" else None,
             total=None if team.alone else team.sum_,
-            device=computing_device(encoder) if team.alone else team.device,
+            device=team.computing,
         )
 
     def features(self, split: Split) -> Features:

@@ -142,7 +142,7 @@ class AttentiveHeads:
         beta2: float,
         clip: float,
     ):
-        self.candidates, self.team, device = tuple(candidates), team, team.device
+        self.candidates, self.team, device = tuple(candidates), team, team.computing
         members: dict[tuple[Pooling, int], list[int]] = {}
         for number, candidate in enumerate(self.candidates):
             members.setdefault((candidate.pooling, candidate.layer), []).append(number)
@@ -185,7 +185,7 @@ class AttentiveHeads:
     ) -> dict[str, Tensor]:
         """The parameters of a group as views into the buffer, with their first values."""
         leaves = {}
-        owners = torch.tensor(members, device=self.team.device)
+        owners = torch.tensor(members, device=self.team.computing)
         for name, kind in plan.items():
             start = self.segments[-1].stop if self.segments else 0
             segment = Segment(start, start + len(members) * math.prod(kind.shape), owners, kind.decays)
@@ -235,7 +235,7 @@ class AttentiveHeads:
 
         batches: this process's share of the ``count`` samples.
         """
-        sums = torch.zeros(2, len(self.candidates), dtype=torch.float64, device=self.team.device)
+        sums = torch.zeros(2, len(self.candidates), dtype=torch.float64, device=self.team.computing)
         for tokens, labels in batches:
             for group in self.groups:
                 logits, members = group.logits(tokens[group.layer]), list(group.members)

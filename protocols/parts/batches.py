@@ -74,7 +74,7 @@ def augmented_images(
 ) -> Callable[[int, int], Iterator[list[tuple[Tensor, Tensor]]]]:
     """This process's share of the augmented images of each update, and their labels, in pieces.
 
-    Images uint8 [b, 3, S, S] and labels int64 [b], where the team computes.
+    Images uint8 [b, 3, S, S] where the encoder computes, labels int64 [b] where training does.
     """
 
     def pieces(first: int, last: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -97,7 +97,7 @@ def augmented_images(
                 found.append(
                     (
                         batch.images.to(team.device, non_blocking=True),
-                        batch.labels.to(team.device, non_blocking=True),
+                        batch.labels.to(team.computing, non_blocking=True),
                     )
                 )
             yield found
@@ -118,13 +118,14 @@ def augmented(
     images_of = augmented_images(augment, encoder, data, around, team, course)
 
     def batches(first: int, last: int) -> Generator[Labelled, None, None]:
-        encoder.to(team.device)
         for pieces in images_of(first, last):
             found = []
             for images, _ in pieces:
                 with team.autocast():
                     found.append(encoder.readouts(images, parts))
-            features = {part: torch.cat([piece[part].float() for piece in found]) for part in parts}
+            features = {
+                part: torch.cat([piece[part].float() for piece in found]).to(team.computing) for part in parts
+            }
             yield features, torch.cat([labels for _, labels in pieces])
 
     return batches

@@ -20,13 +20,22 @@ T = TypeVar("T")
 
 
 class Team:
-    """The processes that call a protocol's ``evaluate`` together; without ``together`` this one alone."""
+    """The processes that call a protocol's ``evaluate`` together; without ``together`` this one alone.
+
+    device: where the encoder computes; it is put there.
+    """
 
     def __init__(self, fabric: Fabric | None, encoder: Encoder, together: bool):
         self._fabric = fabric
         self.world = fabric.world_size if fabric is not None and together else 1
         self.rank = fabric.global_rank if fabric is not None and self.world > 1 else 0
         self.device = fabric.device if fabric is not None else encoder.mean.device
+        encoder.to(self.device)
+
+    @property
+    def computing(self) -> torch.device:
+        """Where what is trained on frozen features lies: not on Apple's devices, which have no float64."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @property
     def alone(self) -> bool:

@@ -40,7 +40,7 @@ class TokenSource:
         layers: Sequence[int],
         attended: Attended,
     ):
-        self.encoder, self.data, self.around, self.team = encoder.to(team.device), data, around, team
+        self.encoder, self.data, self.around, self.team = encoder, data, around, team
         self.layers, self.attended = tuple(dict.fromkeys(layers)), attended
         self.at_once = around.micro_batch or IMAGES
         self._kept: dict[str, dict[int, Tensor]] = {}
@@ -50,13 +50,14 @@ class TokenSource:
             found = self.encoder.tokens(images.to(self.team.device, non_blocking=True), self.layers)
         tokens = {}
         for layer, (cls, patches) in zip(self.layers, found, strict=True):
-            flat = patches.flatten(1, 2).float()
-            whole = self.attended == "all" and cls is not None
-            tokens[layer] = torch.cat([cls[:, None].float(), flat], 1) if whole and cls is not None else flat
+            flat = patches.flatten(1, 2)
+            if self.attended == "all" and cls is not None:
+                flat = torch.cat([cls[:, None], flat], 1)
+            tokens[layer] = flat.float().to(self.team.computing)
         return tokens
 
     def _labels(self, split: Split) -> Tensor:
-        return labels_of(split, self.encoder).to(self.team.device)
+        return labels_of(split, self.encoder).to(self.team.computing)
 
     # -- to score on -------------------------------------------------------------------------------
 
