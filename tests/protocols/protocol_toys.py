@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mimbench import rng
 from mimbench.data import DataDefaults
 from mimbench.encoder import Encoded, Encoder
 from mimbench.errors import UserError
@@ -38,9 +40,12 @@ class ToyBackbone(nn.Module):
         self.norm = nn.LayerNorm(dim)
         for parameter in [*self.embed.parameters(), *self.layers.parameters()]:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+        self.drop_path = 0.0
         self.passes = 0  # forward passes, for tests that count them
 
-    def encode(self, images: Tensor, mask=None, fill="drop", layers: Sequence[int] = (), attention=False):
+    def encode(
+        self, images: Tensor, mask=None, fill="drop", layers: Sequence[int] = (), attention=False, keys=None
+    ):
         self.passes += 1
         patches = nn.functional.pixel_unshuffle(images, 4).flatten(2).transpose(1, 2)
         if mask is not None:
@@ -48,8 +53,12 @@ class ToyBackbone(nn.Module):
             patches = patches[~mask].view(len(images), -1, patches.shape[-1])
         x = self.embed(patches)
         taps = []
-        for layer in self.layers:
-            x = x + torch.tanh(layer(x))
+        dropping = self.training and self.drop_path > 0
+        for number, layer in enumerate(self.layers):
+            branch = torch.tanh(layer(x))
+            if dropping:
+                branch = branch * (rng.uniform(keys, 1, f"drop {number}")[:, :, None] > self.drop_path)
+            x = x + branch
             cls = x.amax(1) + x.mean(1) if self.cls_token else None
             taps.append((cls, x))
         cls, x = taps[-1]
@@ -62,6 +71,18 @@ class ToyBackbone(nn.Module):
 
     def attentions(self, images: Tensor, layers: Sequence[int]):
         raise UserError("a toy has no attention")
+
+    def rebuilt(self, *, image_size: int | None = None, drop_path: float | None = None) -> ToyBackbone:
+        assert image_size in (None, SIZE)
+        twin = copy.deepcopy(self).requires_grad_(True)
+        twin.drop_path = self.drop_path if drop_path is None else drop_path
+        return twin
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^embed", "blocks": [(r"^layers\.(\d+)", None)]}
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
 
 
 def toy_encoder(**options: Any) -> Encoder:
@@ -91,7 +112,7 @@ class ToyDataset:
 
     spec = name = "toy"
     task = "classification"
-    defaults = DataDefaults(image_size=SIZE, backbone="toy", crop_pct=1.0, flip=False)
+    defaults = DataDefaults(image_size=SIZE, backbone="toy", crop_pct=1.0, flip=False, crop_min=0.7)
 
     def __init__(
         self, sizes: Sequence[int] = (120, 60, 80), classes: int = 6, noise: float = 70, seed: int = 0

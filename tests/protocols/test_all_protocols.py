@@ -26,6 +26,14 @@ ALL = sorted(
 )
 QUICK: dict[str, dict[str, Any]] = {
     "attentive": {"min_steps": 50, "epochs": 1, "lr": (0.01, 0.03), "pooling": ("capi",)},
+    "finetune": {
+        "epochs": 1,
+        "min_steps": 40,
+        "batch_size": 24,
+        "lr": (0.3,),
+        "mix_probability": 0.5,
+        "rand_augment": "",
+    },
     "linprobe": {"min_steps": 150, "epochs": 1},
     "fewshot": {"shots": (1, 5), "shares": (0.1,), "draws": 2, "C": (0.01, 1.0), "readouts": ("cls", "mean")},
     "logreg": {"grid": 4, "C": (1e-3, 10.0), "readouts": ("cls", "mean")},
@@ -51,6 +59,31 @@ OTHER: dict[str, dict[str, Any]] = {
         "choose_on": "test",
     },
     "diagnostics": {"images": 8, "crop_min": 0.9},
+    "finetune": {
+        "epochs": 20,
+        "min_steps": 3,
+        "batch_size": 8,
+        "lr": (0.003,),
+        "lr_rule": "absolute",
+        "layer_decay": (0.1,),
+        "weight_decay": 50.0,
+        "warmup": 0.9,
+        "min_lr": 0.05,
+        "clip_grad": 1e-9,
+        "drop_path": 0.9,
+        "token": "cls+mean",
+        "head_std": 0.5,
+        "rand_augment": "rand-m9-inc1",
+        "erasing": 1.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "mix_probability": 1.0,
+        "switch": 1.0,
+        "smoothing": 0.9,
+        "ema": 0.99,
+        "epoch": "best",
+        "choose_on": "test",
+    },
     "linprobe": {
         "epochs": 1000,
         "min_steps": 20,
@@ -93,10 +126,11 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 # what a knob needs beside it to have an effect
 BESIDE: dict[str, dict[str, dict[str, Any]]] = {
+    "finetune": {"switch": {"mix_probability": 1.0}, "smoothing": {"mix_probability": 1.0}},
     "linprobe": {
         "beta2": {"optimizer": "adamw"},
         "statistics": {"batch_norm": (True,), "batch_size": 16},
-    }
+    },
 }
 
 
@@ -239,6 +273,15 @@ def test_settings_out_of_range_are_refused():
             {"batch_norm": []},
             {"augment": "flip"},
             {"milestones": [1]},
+        ],
+        "finetune": [
+            {"lr": [0]},
+            {"layer_decay": [1.1]},
+            {"drop_path": 1},
+            {"rand_augment": "rand-x3"},
+            {"rand_augment": "augmix-m3"},
+            {"smoothing": 1},
+            {"ema": 1},
         ],
         "logreg": [{"C": [0, 1]}, {"C": [1]}, {"grid": 0}, {"readouts": []}, {"tolerance": 1}],
         "fewshot": [{"shots": []}, {"shots": [0]}, {"shares": [1]}, {"draws": 0}, {"C": [0]}],
