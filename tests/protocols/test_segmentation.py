@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from segmentation_tiny import PATCH, SIZE, around, blind, encoder, evaluate, pixels, shapes
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
@@ -19,6 +24,7 @@ from torch.nn import functional as F
 from mimbench import registry
 from mimbench.data.transforms import resize
 from mimbench.errors import UserError
+from mimbench.outcomes import unpack
 from protocols.parts import patches
 from protocols.parts.patch_bank import bank_of, majority
 from protocols.parts.patches import canvas_of, figures, label_patches, laid_out, pixel_maps, predicted, see
@@ -44,6 +50,8 @@ OTHER: dict[type, dict[str, Any]] = {
         "momentum": 0.0,
         "layers": (0.5,),
         "batch_norm": (False,),
+        "C": (0.01, 1.0),
+        "upsampling": "nearest",
         "fit": "slide",
         "image_size": 16,
         "max_patches": 90,
@@ -129,6 +137,36 @@ def test_seglinear_learns_the_most_frequent_class_of_a_patch(squares):
     np.testing.assert_allclose(
         bank.tokens[-1].numpy(), tokens.reshape(-1, tokens.shape[-1])[kept], rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_optima_are_those_of_scikit_learn_refitted_to_train_and_validation(squares, tmp_path):
+    of = encoder()
+    protocol = SegLinear(C=(0.01, 1.0), layers=(1.0,), upsampling="nearest")
+    found = evaluate(protocol, squares, tmp_path, of)
+    C = found.selection["candidates"][found.selection["chosen"]]["C"]
+
+    def learnt_from(split):
+        tokens, labels = naive(of, split)
+        tokens, labels = tokens.reshape(-1, tokens.shape[-1]), labels.reshape(-1, PATCH * PATCH)
+        common = np.array([np.bincount(value, minlength=256).argmax() for value in labels])
+        return tokens[common != 255], common[common != 255]
+
+    (train, train_labels), (held_out, held_out_labels) = map(learnt_from, (squares.train, squares.validation))
+    mean, std = train.mean(0), train.std(0)
+    both = (np.concatenate([train, held_out]) - mean) / std
+    reference = LogisticRegression(C=C, max_iter=5000, tol=1e-6)
+    reference.fit(both, np.concatenate([train_labels, held_out_labels]))
+    said, true = [], []
+    test = squares.open_test()
+    tokens, _ = naive(of, test)
+    for i in range(len(test)):
+        patches_said = reference.predict((tokens[i] - mean) / std).reshape(SIZE // PATCH, SIZE // PATCH)
+        prediction = patches_said.repeat(PATCH, 0).repeat(PATCH, 1)
+        target = test.target(i)
+        said.append(prediction[target != 255])
+        true.append(target[target != 255])
+    expected = jaccard_score(np.concatenate(true), np.concatenate(said), average="macro")
+    assert found.metrics["miou"] == pytest.approx(expected, abs=5e-3)
 
 
 def test_a_patch_of_equally_many_pixels_is_of_the_lower_class():
@@ -276,3 +314,57 @@ def test_presets_and_keys_are_found(cls):
     assert registry.find_protocol(cls.key) is cls
     for preset in cls.presets.values():
         cls(**preset.fields)
+
+
+PROGRAM = """
+    import json, os, sys
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    from mimbench.data import open_dataset
+    from mimbench.features import FeatureStore
+    from mimbench.precision import make_fabric
+    from mimbench.progress import silent
+    from mimbench.protocol import Surroundings
+    from mimbench.registry import find_protocol
+    from segmentation_tiny import encoder
+
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    data, fabric = open_dataset(sys.argv[2]), make_fabric("fp32", "cpu")
+    around = Surroundings(FeatureStore(folder, fabric), 0, silent, fabric=fabric)
+    found = {}
+    for key, fields in json.loads(sys.argv[3]).items():
+        result = find_protocol(key)(**fields).evaluate(encoder(), data, around)
+        found[key] = [result.outcomes.pack(), result.metrics, result.selection]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    fabric.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path):
+    pytest.importorskip("mmseg", reason="the extra dense is not installed")
+    data = shapes(tmp_path / "shapes")  # 5 test images and 2 of validation: shares are not equal
+    given = {
+        "segknn": {"max_patches": 400},
+        "seglinear": {"min_steps": 100, "epochs": 1},
+        "ade20k": {"lr": [1e-3], "steps": 2, "batch_size": 4, "crop": 16},
+    }
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [*command, tmp_path / "program.py", tmp_path, data.spec, json.dumps(given)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    for key, fields in given.items():
+        alone = evaluate(registry.find_protocol(key)(**fields), data, tmp_path)
+        assert unpack(first[key][0]).n == data.test_size
+        # Batch norm on CPUs is each process's own. Elsewhere a batch of another size rounds otherwise.
+        tolerance = 0.01 if key != "ade20k" else 1.0
+        assert first[key][1] == pytest.approx(alone.metrics, abs=tolerance)
