@@ -78,7 +78,7 @@ class FewShot(Protocol):
     shares: tuple[_Share, ...] = (0.01, 0.1)
     ranked_by: Annotated[int, Field(gt=0)] = 5  # one of shots
     draws: Annotated[int, Field(gt=0)] = 5
-    C: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
+    C: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
     # TOKEN or TOKEN@SHARE of the depth
     readouts: Annotated[tuple[str, ...], Field(min_length=1)] = ("cls", "mean", "mean@0.75")
     # "standardised": each feature by its mean and deviation in train; "unit": each image's features centred

@@ -22,6 +22,7 @@ from protocols.parts.frozen import Standard
 
 BLOCK = 2**22  # numbers of a block of features or logits: 16 MB
 KEPT = 2**27  # of all features, up to which they are standardised once and kept: 512 MB
+EXACT = 2**28  # of multiplications, up to which they are of float64
 
 
 class Samples(NamedTuple):
@@ -54,16 +55,20 @@ class Regression:
 
     The optimiser works on standardised features either way, and on weights in units of the curvature that
     they have at zero. That changes no optimum and spares thousands of iterations where features differ in
-    scale. Products of features are float32, all else float64.
+    scale. Products of features are float64 for small sets and float32 for large ones, all else is float64.
     """
 
     def __init__(self, sets: Sequence[Samples], classes: int, standards: Sequence[Standard], scaled: bool):
         self.standards, self.classes = tuple(standards), classes
         self._count = sum(len(samples.labels) for samples in sets)
         self._widths = [len(standard.mean) for standard in standards]
-        self._kept = self._count * sum(self._widths) <= KEPT
+        numbers = self._count * sum(self._widths)
+        self._kept = numbers <= KEPT
+        self._dtype = torch.float64 if self._kept and numbers * classes <= EXACT else torch.float32
         self._sets = [
-            Samples(self._standardised(samples.parts), samples.labels) if self._kept else samples
+            Samples(tuple(part.to(self._dtype) for part in self._standardised(samples.parts)), samples.labels)
+            if self._kept
+            else samples
             for samples in sets
         ]
         scale = self._joined("scale")
@@ -114,7 +119,7 @@ class Regression:
     @torch.no_grad()
     def logits(self, fit: Fit, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """Logits float64 of one block of samples after the other, [b, classes]. parts: [M, D] each."""
-        weights, bias = self._on(parts[0].device, fit.weight, fit.bias)
+        weights, bias = self._on(parts[0].device, fit.weight, fit.bias, torch.float32)
         for rows in _blocks(len(parts[0]), self._height):
             yield _logits(self._standardised([part[rows] for part in parts]), weights, bias)
 
@@ -133,15 +138,18 @@ class Regression:
     def _standardised(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(standard(part) for standard, part in zip(self.standards, parts, strict=True))
 
-    def _on(self, device: torch.device, weight: np.ndarray, bias: np.ndarray) -> tuple[list[Tensor], Tensor]:
-        weights = torch.from_numpy(weight).float().to(device).split(self._widths, dim=1)
+    def _on(
+        self, device: torch.device, weight: np.ndarray, bias: np.ndarray, dtype: torch.dtype
+    ) -> tuple[list[Tensor], Tensor]:
+        weights = torch.from_numpy(weight).to(dtype).to(device).split(self._widths, dim=1)
         return list(weights), torch.from_numpy(bias).to(device)
 
     @torch.no_grad()
     def _loss_and_gradient(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """The mean cross-entropy under ``weights`` [classes, D + 1], the bias last, and its gradient."""
         device = self._sets[0].labels.device
-        split, bias = self._on(device, weights[:, :-1], np.ascontiguousarray(weights[:, -1]))
+        bias_last = np.ascontiguousarray(weights[:, -1])
+        split, bias = self._on(device, weights[:, :-1], bias_last, self._dtype)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         by_weight = [torch.zeros(w.shape, dtype=torch.float64, device=device) for w in split]
         by_bias = torch.zeros_like(bias)
@@ -157,7 +165,7 @@ class Regression:
                 error = logarithm.exp_()
                 error.scatter_add_(1, labels, error.new_full(labels.shape, -1.0))
                 by_bias += error.sum(0)
-                error = error.float()
+                error = error.to(self._dtype)
                 for total, part in zip(by_weight, inputs, strict=True):
                     total += error.T @ part
         gradient = torch.cat([*by_weight, by_bias[:, None]], 1) / self._count

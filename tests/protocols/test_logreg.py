@@ -44,8 +44,10 @@ def fit(model: Regression, C: float, start: Fit | None = None, tolerance: float 
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("C", [1e-4, 0.03, 10.0])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_coefficients_are_scikit_learns(classes, C, scaled):
+@pytest.mark.parametrize("exact", [True, False])
+def test_coefficients_are_scikit_learns(monkeypatch, classes, C, scaled, exact):
     """The same objective and the same C, binary problems included, or a published C means something else."""
+    monkeypatch.setattr(logistic, "EXACT", logistic.EXACT if exact else 0)
     x, y = blobs(300, classes)
     model = regression(samples(x, y), classes, scaled)
     found = fit(model, C)
