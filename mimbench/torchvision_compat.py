@@ -42,21 +42,38 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     if dets.dtype not in (torch.float32, torch.float64):
         dets = dets.float()
     order = scores.sort(descending=True, stable=True).indices
-    boxes = dets[order]
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    alive = torch.ones(len(boxes), dtype=torch.bool).numpy()
-    for start in range(0, len(boxes), _BLOCK):
-        rows = start + torch.from_numpy(alive[start : start + _BLOCK].copy()).nonzero().squeeze(1)
-        corner = torch.minimum(boxes[rows, None, 2:], boxes[None, start:, 2:])
-        sides = (corner - torch.maximum(boxes[rows, None, :2], boxes[None, start:, :2])).clamp_(min=0)
-        common = sides[..., 0] * sides[..., 1]
-        overlap = common / (area[rows, None] + area[None, start:] - common)
-        # In double as in torchvision's kernel: a float32 IoU of 0.1 lies above the number 0.1.
-        above = (overlap.double() > iou_threshold).numpy()
-        for above_row, row in zip(above, rows.tolist(), strict=True):
+    kept = []
+    while len(order):
+        block, order = order[:_BLOCK], order[_BLOCK:]
+        above = _overlap_above(dets[block], dets[block], iou_threshold).numpy()
+        alive = torch.ones(len(block), dtype=torch.bool).numpy()
+        for row in range(len(block)):
             if alive[row]:
-                alive[row + 1 :] &= ~above_row[row + 1 - start :]
-    return order[torch.from_numpy(alive)]
+                alive[row + 1 :] &= ~above[row, row + 1 :]
+        kept.append(block[torch.from_numpy(alive)])
+        order = order[~_overlap_above(dets[kept[-1]], dets[order], iou_threshold).any(0)]
+    return torch.cat(kept) if kept else order
+
+
+def _overlap_above(boxes: Tensor, others: Tensor, iou_threshold: float) -> Tensor:
+    """Whether the IoU of each of ``boxes`` [N, 4] with each of ``others`` [M, 4] is above it, bool [N, M]."""
+    left, top, right, bottom = (column[:, None] for column in boxes.unbind(1))
+    others_left, others_top, others_right, others_bottom = (column[None] for column in others.unbind(1))
+    width = torch.minimum(right, others_right).sub_(torch.maximum(left, others_left)).clamp_(min=0)
+    height = torch.minimum(bottom, others_bottom).sub_(torch.maximum(top, others_top)).clamp_(min=0)
+    common = width.mul_(height)
+    area = (right - left) * (bottom - top)
+    others_area = (others_right - others_left) * (others_bottom - others_top)
+    overlap = common / (area + others_area).sub_(common)
+    # In double as in torchvision's kernel: a float32 IoU of 0.1 lies above the number 0.1. A float32 is above
+    # it where it is above the float32 below or at it.
+    limit = torch.tensor(iou_threshold, dtype=torch.float64)
+    if overlap.dtype == torch.float64:
+        return overlap > limit
+    single = limit.float()
+    if single.double() > limit:
+        single = torch.nextafter(single, torch.tensor(-torch.inf))
+    return overlap > single
 
 
 def _axis_weights(start: Tensor, length: Tensor, bins: int, size: int, sampling_ratio: int) -> Tensor:
