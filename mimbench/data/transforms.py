@@ -146,7 +146,17 @@ def _rand_augment(
         "img_mean": fill or (128, 128, 128),
         "interpolation": str_to_pil_interp(interpolation),
     }
-    return rand_augment_transform(notation, parameters)
+    transform = rand_augment_transform(notation, parameters)
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest ``bits`` of each channel. timm asks for none now and then, which gives black; so did
+    Pillow's own before version 12, which refuses."""
+    return image.point([value & ~(2 ** (8 - min(bits, 8)) - 1) for value in range(256)] * 3)
 
 
 class Cut(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from mimbench import rng
 from mimbench.data.transforms import (
@@ -265,3 +265,15 @@ def test_settings_that_came_later_leave_earlier_ids_alone() -> None:
     recipe = Recipe(base_lr=1, batch_size=1, augmentation=Augmentation(fill=(1, 2, 3)), source="test")
     assert Recipe.model_validate(recipe.content()) == recipe
     assert recipe.content()["augmentation"].keys() == Augmentation().content().keys() | {"fill"}
+
+
+def test_posterizing_to_no_bits_is_black_and_no_error():
+    """Pillow 12 refuses what timm asks for at the highest magnitude."""
+    from mimbench.data.transforms import _posterize, _rand_augment
+
+    image = Image.fromarray(smooth(9, 20, 20))
+    for bits in range(1, 9):
+        np.testing.assert_array_equal(_posterize(image, bits), ImageOps.posterize(image, bits))
+    assert not np.asarray(_posterize(image, 0)).any()
+    ops = {op.name: op for op in _rand_augment("rand-m10-p1-inc1", 20, "bicubic", None).ops}
+    assert not np.asarray(ops["PosterizeIncreasing"](image)).any()
