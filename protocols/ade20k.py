@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 from torch import nn
 
@@ -15,7 +16,7 @@ from mimbench.features import weights_sha256
 from mimbench.monitor import TrainingStopped
 from mimbench.outcomes import Overlaps
 from mimbench.precision import make_fabric
-from mimbench.protocol import Evaluation, Protocol, Surroundings
+from mimbench.protocol import Evaluation, Protocol, Surroundings, sampled
 from mimbench.seeding import seeded_init
 from mimbench.selection import Scores, select_and_test
 from protocols.parts.ade20k_recipes import RECIPES, schedulers
@@ -115,7 +116,7 @@ class ADE20K(Protocol):
             choose = self._trained_on_both if self.with_validation else self._chosen
             content, found, metrics = choose(work, data)
         facts = work.facts()
-        return Evaluation(metrics, found, content, facts, work.curve)
+        return Evaluation(metrics, found, content, facts, work.curve, work.samples)
 
     def _trained_on_both(
         self, work: _Work, data: Dataset
@@ -215,6 +216,7 @@ class _Work:
             "data": data.fingerprint,
         }
         self.curve: list[dict[str, float]] = []
+        self.samples: dict[str, np.ndarray] = {}  # of the split that was predicted last
         self.seconds = 0.0
         self.trainable = 0
 
@@ -267,17 +269,18 @@ class _Work:
         from mimbench.openmm.predict import predict
         from protocols.parts.segmentor import Overlap, evaluation_samples, joined
 
-        return joined(
-            predict(
-                model,
-                evaluation_samples(split, self.names, self.shape),
-                Overlap(self.shape),
-                fabric=self.fabric,
-                workers=self.around.workers,
-                stage=f"segmenting {split.name} images",
-                report=self.around.report,
-            )
+        wanted = {split.sample_id(index): index for index in sampled(len(split))}
+        found = predict(
+            model,
+            evaluation_samples(split, self.names, self.shape),
+            Overlap(self.shape, wanted),
+            fabric=self.fabric,
+            workers=self.around.workers,
+            stage=f"segmenting {split.name} images",
+            report=self.around.report,
         )
+        self.samples = {name: labels for _, kept in found for name, labels in kept.items()}
+        return joined([overlaps for overlaps, _ in found])
 
     def facts(self) -> dict[str, Any]:
         """What the record says of the training."""

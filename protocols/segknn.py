@@ -93,7 +93,14 @@ class SegKNN(Protocol):
         }
         grid, side = encoder.backbone.grid, encoder.image_size
 
-        def overlaps(split: Split, wanted: Sequence[_Search], ks: Sequence[int]) -> list[Overlaps]:
+        samples: dict[str, np.ndarray] = {}
+
+        def overlaps(
+            split: Split,
+            wanted: Sequence[_Search],
+            ks: Sequence[int],
+            kept: dict[str, np.ndarray] | None = None,
+        ) -> list[Overlaps]:
             def predictions(image: Seen) -> Iterator[np.ndarray]:
                 for search in wanted:
                     index = search.find(image.tokens[search.layer].flatten(0, 1), ks[-1])
@@ -103,14 +110,14 @@ class SegKNN(Protocol):
 
             used = list(dict.fromkeys(search.layer for search in wanted))
             seen = see(encoder, split, used, self.fit, around, stage=f"neighbours of {split.name} patches")
-            return score(seen, predictions, classes, len(split), around.fabric)
+            return score(seen, predictions, classes, len(split), around.fabric, kept)
 
         def validate(split: Split) -> Scores:
             return Scores([found.score for found in overlaps(split, list(searches.values()), ks)])
 
         def test(chosen: int, split: Split) -> Overlaps:
             search = list(searches.values())[chosen // len(ks)]
-            return overlaps(split, [search], [ks[chosen % len(ks)]])[0]
+            return overlaps(split, [search], [ks[chosen % len(ks)]], samples)[0]
 
         selection, found = select_and_test(
             data,
@@ -125,7 +132,7 @@ class SegKNN(Protocol):
             metric=self.metric,
         )
         metrics = {**figures(found), "validation_miou": selection.score}
-        return Evaluation(metrics, found, selection.content(), {"patches": count})
+        return Evaluation(metrics, found, selection.content(), {"patches": count}, samples=samples)
 
 
 class _Search:

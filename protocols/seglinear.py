@@ -110,11 +110,15 @@ class SegLinear(Protocol):
         heads: _Heads = _Optima(self, bank, classes) if self.C else _ByGradient(self, bank, classes)
         grid, fitted = heads.fitted(layers, around)
 
-        def overlaps(split: Split, wanted: Sequence[Fitted]) -> list[Overlaps]:
+        samples: dict[str, np.ndarray] = {}
+
+        def overlaps(
+            split: Split, wanted: Sequence[Fitted], kept: dict[str, np.ndarray] | None = None
+        ) -> list[Overlaps]:
             used = list(dict.fromkeys(part.layer for head in wanted for part in head.weights))
             seen = see(encoder, split, used, self.fit, around, stage=f"segmenting {split.name} images")
             said = partial(_predictions, wanted, encoder, self.upsampling)
-            return score(seen, said, classes, len(split), around.fabric)
+            return score(seen, said, classes, len(split), around.fabric, kept)
 
         def validate(split: Split) -> Scores:
             sound = [bool(head.bias.isfinite().all()) for head in fitted]
@@ -125,7 +129,7 @@ class SegLinear(Protocol):
         def test(chosen: int, split: Split) -> Overlaps:
             also = partial(read, split=data.validation, limit=None)
             head = heads.final(grid[chosen], fitted[chosen], also)
-            return overlaps(split, [head])[0]
+            return overlaps(split, [head], samples)[0]
 
         selection, found = select_and_test(
             data,
@@ -137,7 +141,8 @@ class SegLinear(Protocol):
             metric=self.metric,
         )
         metrics = {**figures(found), "validation_miou": selection.score}
-        return Evaluation(metrics, found, selection.content(), {"patches": len(bank.majority)})
+        facts = {"patches": len(bank.majority)}
+        return Evaluation(metrics, found, selection.content(), facts, samples=samples)
 
 
 class _Heads:

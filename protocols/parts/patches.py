@@ -23,6 +23,7 @@ from mimbench.data.loading import in_order
 from mimbench.data.transforms import resize
 from mimbench.outcomes import Overlaps
 from mimbench.progress import Progress
+from mimbench.protocol import sampled
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -229,19 +230,28 @@ def score(
     classes: int,
     count: int,
     fabric: Fabric | None,
+    samples: dict[str, np.ndarray] | None = None,
 ) -> list[Overlaps]:
     """Of each candidate, how its predictions overlap with the ``count`` images of a split, on all processes.
 
-    predictions: an image to the prediction of each candidate, [H, W].
+    predictions: an image to the prediction of each candidate, [H, W]. samples: gets those of the last
+    candidate for some images, as ``Evaluation.samples``.
     """
     mine: dict[int, list[Overlaps]] = {}
+    own: dict[str, np.ndarray] = {}
+    wanted = set() if samples is None else set(sampled(count))
     for image in seen:
-        mine[image.number] = [
-            Overlaps.of_maps([(said, image.target)], classes, image.ignore) for said in predictions(image)
-        ]
+        overlaps = mine.setdefault(image.number, [])
+        for said in predictions(image):
+            overlaps.append(Overlaps.of_maps([(said, image.target)], classes, image.ignore))
+            if image.number in wanted:
+                own[f"labels {image.number}"] = said.astype(np.uint16)
     everyone: dict[int, list[Overlaps]] = {}
     for part in gathered(fabric, mine):
         everyone |= part
+    if samples is not None:
+        for labels in gathered(fabric, own):
+            samples |= labels
     images = [everyone[index] for index in range(count)]
     return [
         Overlaps(np.concatenate([o.intersections for o in one]), np.concatenate([o.unions for o in one]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -235,16 +235,21 @@ def _annotate(results: dict[str, Any]) -> dict[str, Any]:
 
 
 class Overlap:
-    """What is kept of a prediction: how it overlaps with the annotation, at the annotation's resolution."""
+    """What is kept of a prediction: how it overlaps with the annotation, at the annotation's resolution.
 
-    def __init__(self, shape: Shape):
-        self.shape = shape
+    wanted: number by name of the images whose predictions are kept, as ``Evaluation.samples``.
+    """
 
-    def __call__(self, sample: Any) -> Overlaps:
+    def __init__(self, shape: Shape, wanted: Mapping[str, int]):
+        self.shape, self.wanted = shape, wanted
+
+    def __call__(self, sample: Any) -> tuple[Overlaps, dict[str, np.ndarray]]:
         said, true = (
             data.squeeze(0).cpu().numpy() for data in (sample.pred_sem_seg.data, sample.gt_sem_seg.data)
         )
-        return Overlaps.of_maps([(said, true)], self.shape.classes, self.shape.ignore)
+        number = self.wanted.get(sample.img_path)
+        kept = {} if number is None else {f"labels {number}": said.astype(np.uint16)}
+        return Overlaps.of_maps([(said, true)], self.shape.classes, self.shape.ignore), kept
 
 
 def joined(parts: Sequence[Overlaps]) -> Overlaps:

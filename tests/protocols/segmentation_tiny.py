@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from protocol_toys import around
 
 from mimbench import registry
 from mimbench.data import Dataset, open_dataset
 from mimbench.encoder import Encoder
-from mimbench.protocol import Protocol
+from mimbench.outcomes import Overlaps
+from mimbench.protocol import Evaluation, Protocol, sampled
 from mimbench.seeding import seeded_init
 from tests.dense_data import write_ade20k
 
@@ -50,3 +52,17 @@ def blind(size: int = SIZE) -> Encoder:
 
 def evaluate(protocol: Protocol, data: Dataset, folder: Path, of: Encoder | None = None, **options: Any):
     return protocol.evaluate(of or encoder(), data, around(folder, **options))
+
+
+def check_samples(found: Evaluation, data: Dataset) -> None:
+    """The label maps that are kept for people are those that were scored."""
+    split = data.open_test()
+    places = sampled(len(split))
+    assert {name: labels.shape for name, labels in found.samples.items()} == {
+        f"labels {place}": split.target(place).shape for place in places
+    }
+    assert isinstance(found.outcomes, Overlaps)
+    pairs = [(found.samples[f"labels {place}"], split.target(place)) for place in places]
+    again = Overlaps.of_maps(pairs, len(data.classes), 255)
+    np.testing.assert_array_equal(again.intersections, found.outcomes.intersections[places])
+    np.testing.assert_array_equal(again.unions, found.outcomes.unions[places])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segmentation_tiny import PATCH, TINY, around, encoder, pixels, shapes
+from segmentation_tiny import PATCH, TINY, around, check_samples, encoder, pixels, shapes
 from torch import nn
 
 from mimbench.data import open_dataset
@@ -96,13 +96,13 @@ def test_miou_is_that_of_mmsegmentation_on_the_same_predictions(data):
     metric = IoUMetric(iou_metrics=["mIoU"], prefix=None)
     metric.dataset_meta = {"classes": data.classes}
     theirs, sizes = [], []
-    ours = Overlap(shape)
+    ours = Overlap(shape, {})
 
     def keep(sample):
         metric.process({}, [sample.to_dict()])
         theirs.append(metric.results[-1])
         sizes.append(tuple(sample.pred_sem_seg.data.shape[1:]))
-        return ours(sample)
+        return ours(sample)[0]
 
     split = data.train
     found = joined(predict(model, evaluation_samples(split, data.classes, shape), keep, fabric=fabric))
@@ -143,11 +143,11 @@ def test_an_image_that_is_narrower_than_a_window_is_padded_and_cut_back(tmp_path
     found = predict(
         segmentor(encoder(), shape),
         evaluation_samples(long.train, long.classes, shape),
-        Overlap(shape),
+        Overlap(shape, {}),
         fabric=make_fabric("fp32"),
     )
     annotated = [(long.train.target(i) != 255).sum() for i in range(len(long.train))]
-    assert [(o.intersections.sum() + o.unions.sum()) / 2 for o in found] == annotated
+    assert [(o.intersections.sum() + o.unions.sum()) / 2 for o, _ in found] == annotated
 
 
 def test_the_contract_is_kept_and_the_encoder_left_alone(data, tmp_path, capfd, monkeypatch):
@@ -159,6 +159,7 @@ def test_the_contract_is_kept_and_the_encoder_left_alone(data, tmp_path, capfd, 
     assert data.test_openings - opened == 2
     assert found.metrics["miou"] == found.outcomes.score
     assert found.outcomes.n == data.test_size
+    check_samples(found, data)
     assert (found.outcomes.pack(), found.metrics) == (again.outcomes.pack(), again.metrics)
     assert tuple(capfd.readouterr()) == ("", "")
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from segmentation_tiny import PATCH, SIZE, around, blind, encoder, evaluate, pixels, shapes
+from segmentation_tiny import PATCH, SIZE, around, blind, check_samples, encoder, evaluate, pixels, shapes
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.neighbors import NearestNeighbors
@@ -251,6 +251,7 @@ def test_the_contract_is_kept(cls, data, tmp_path, capfd, monkeypatch):
     again = evaluate(quick(cls), data, tmp_path)
     assert data.test_openings - opened == 2
     assert found.outcomes.n == data.test_size
+    check_samples(found, data)
     assert found.metrics["miou"] == found.outcomes.score
     assert (found.outcomes.pack(), found.selection) == (again.outcomes.pack(), again.selection)
     assert tuple(capfd.readouterr()) == ("", "")
@@ -292,6 +293,7 @@ def test_a_limit_draws_from_every_image_and_by_the_seed(data):
 def test_any_vision_transformer_is_evaluated_at_another_size(cls, options, data, tmp_path):
     found = evaluate(quick(cls, image_size=24), data, tmp_path, encoder(**options))
     assert found.outcomes.n == data.test_size
+    check_samples(found, data)
 
 
 @pytest.mark.parametrize("cls", BOTH)
