@@ -59,7 +59,7 @@ class AttentiveProbe(Protocol):
     batch_size: Annotated[int, Field(gt=0)] = 256
     pooling: Annotated[tuple[Pooling, ...], Field(min_length=1)] = ("capi", "vjepa")
     layers: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (1.0, 0.75)
-    lr: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (0.0003, 0.001, 0.003, 0.01)
+    lr: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (0.001, 0.003, 0.01, 0.03, 0.1)
     weight_decay: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.05,)
     tokens: Attended = "patches"  # "all": the class token too
     optimizer: OptimizerName = "adamw"
@@ -111,7 +111,7 @@ class _Training:
         if self.course.batch_size < probe.batch_size:
             self.notes.append(
                 f"batches of {self.course.batch_size} instead of {probe.batch_size}, which would leave fewer "
-                f"than {probe.min_steps} updates on {len(data.train)} training images"
+                f"than {probe.min_steps} updates on {len(data.train)} training images; rates are as they were"
             )
         if self.course.batch_size % self.team.world:
             raise UserError(
@@ -121,7 +121,7 @@ class _Training:
         self.blocks = self._blocks()
         self.grid = list(product(probe.pooling, self.blocks, probe.weight_decay, probe.lr))
         self.source = TokenSource(encoder, data, around, self.team, list(self.blocks.values()), probe.tokens)
-        scale = self.course.batch_size / 256
+        scale = probe.batch_size / 256  # of the recipe's own batch, see lay_out
         self.heads = AttentiveHeads(
             [
                 Candidate(pooling, self.blocks[share], lr * scale, decay)

@@ -110,10 +110,10 @@ class LinearProbe(Protocol):
         if course.batch_size < self.batch_size:
             notes.append(
                 f"batches of {course.batch_size} instead of {self.batch_size}, which would leave fewer than "
-                f"{self.min_steps} updates on {len(data.train)} training images"
+                f"{self.min_steps} updates on {len(data.train)} training images; rates are as they were"
             )
         grid = list(product(inputs, self.batch_norm, self.weight_decay, self.lr))
-        scale = course.batch_size / 256
+        scale = self.batch_size / 256  # of the recipe's own batch, see lay_out
         heads = [Head(inputs[name], lr * scale, norm, decay) for name, norm, decay, lr in grid]
         training = _Training(self, encoder, data, around, course, heads)
         selection, ranks = select_and_test(

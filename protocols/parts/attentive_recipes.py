@@ -12,7 +12,7 @@ MIN_STEPS = 1000  # on sets far smaller than ImageNet; on ImageNet every recipe 
 _COMMON = (
     " Here: torchvision's random resized crop; the bias of the keys, which the softmax cancels, is left "
     "out; the rate changes with each update; one head for each 64 features where theirs follows the "
-    f"backbone; batches shrink on sets that would leave fewer than {MIN_STEPS} updates."
+    f"backbone; batches shrink, rates do not, on sets that would leave fewer than {MIN_STEPS} updates."
 )
 
 

@@ -72,7 +72,8 @@ def lay_out(
 
     What counts is the number of updates. Where ``batch_size`` leaves too few, as recipes for a million
     images do on thousands, the batch becomes a smaller power of two, down to 256; if that is not enough,
-    there are more epochs.
+    there are more epochs. Learning rates are to stay those of ``batch_size``: there are fewer updates than
+    the recipe had, and smaller ones (LARS's are a share of the weights) would lead nowhere.
     """
     if epochs * count / batch_size < min_steps and batch_size > SMALLEST_BATCH:
         wanted = max(epochs * count / min_steps, SMALLEST_BATCH)

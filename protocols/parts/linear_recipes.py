@@ -2,8 +2,8 @@
 
 What all of them share and no file of theirs has: one crop definition (torchvision's, ten tries, where MAE
 and those built on it draw once), biases that start at zero, decay for weights only, cosines that fall with
-each update, batches that run on over the end of an epoch, and smaller batches (learning rates along) where
-a set is so small that a recipe for a million images would leave few updates.
+each update, batches that run on over the end of an epoch, and smaller batches at the same learning rates
+where a set is so small that a recipe for a million images would leave few updates.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MIN_STEPS = 1000  # on sets far smaller than ImageNet; on ImageNet every recipe 
 
 _COMMON = (
     " Here: torchvision's random resized crop (ten tries), biases start at zero, weight decay spares them, "
-    "the cosine falls with each update; batches shrink on sets that would leave fewer than "
+    "the cosine falls with each update; batches shrink, rates do not, on sets that would leave fewer than "
     f"{MIN_STEPS} updates."
 )
 _MOCO_V3_HEAD: dict[str, Any] = {

@@ -162,3 +162,17 @@ def test_a_last_block_far_behind_is_said_beside_the_row(tmp_path):
     behind = 100 * (best["validation_top1"] - max(last))
     assert behind > 20
     assert flag == f"the last block is {behind:.0f} points behind {best['readout']} on validation images"
+
+
+def test_a_smaller_batch_keeps_the_rates_of_the_recipe(tmp_path):
+    """LARS moves by a share of the weights: rates scaled down along with the batch would lead nowhere."""
+    recipe = {**LinearProbe.presets["mae"].fields, "augment": "none", "min_steps": 60, "checkpoints": 1}
+    shrunk = LinearProbe(**recipe).evaluate(toy_encoder(), ToyDataset(), around(tmp_path))
+    assert shrunk.selection["notes"] == [
+        "batches of 256 instead of 16384, which would leave fewer than 60 updates on 120 training images; "
+        "rates are as they were"
+    ]
+    same = {**recipe, "batch_size": 256, "lr": (0.1 * 16384 / 256,)}
+    direct = LinearProbe(**same).evaluate(toy_encoder(), ToyDataset(), around(tmp_path))
+    assert shrunk.metrics == direct.metrics
+    np.testing.assert_array_equal(shrunk.outcomes.hits, direct.outcomes.hits)
