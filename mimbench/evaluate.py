@@ -16,7 +16,7 @@ from mimbench import checkpoint, registry, settings
 from mimbench.encoder import Encoder, Linear
 from mimbench.errors import UserError
 from mimbench.features import FeatureStore
-from mimbench.files import write_atomically
+from mimbench.files import make_folder, write_atomically
 from mimbench.ledger import FED_ON
 from mimbench.processes import on_first
 from mimbench.protocol import Evaluation, EvaluationFailed, Protocol, Surroundings
@@ -85,6 +85,7 @@ def _alignment(method: str, folder: Path) -> Linear | None:
 
 def _finish(evaluation: Evaluation, scratch: Path, samples: Path) -> None:
     if evaluation.samples:
+        make_folder(samples.parent)
         write_atomically(samples, lambda file: np.savez_compressed(file, **dict(evaluation.samples)))  # type: ignore[arg-type]
     shutil.rmtree(scratch, ignore_errors=True)
 

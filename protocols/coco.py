@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mimbench.errors import UserError
 from mimbench.outcomes import Detections
-from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings
+from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings, sampled
 from mimbench.selection import select_and_test
 from protocols.parts.objects import objects, useful
 
@@ -182,6 +182,7 @@ class CocoDetection(Protocol):
                 "operators": operators(),
             },
             curve=study.curves[chosen],
+            samples=_samples(found),
         )
 
     def _side(self, encoder: Encoder, data: Dataset) -> int:
@@ -202,6 +203,17 @@ class CocoDetection(Protocol):
         decay = {"type": "MultiStepLR", "milestones": falls, "gamma": 0.1}
         linear = {"type": "LinearLR", "start_factor": 0.001, "end": warmup}
         return (*([linear] if warmup else []), *([decay] if falls else []))
+
+
+def _samples(found: Sequence[Found]) -> dict[str, np.ndarray]:
+    """The detections of some images, best first, as ``Evaluation.samples``."""
+    samples = {}
+    for place in sampled(len(found)):
+        one = found[place]
+        order = np.argsort(-one.scores, kind="stable")
+        samples[f"boxes {place}"] = np.column_stack([one.boxes, one.scores])[order].astype(np.float32)
+        samples[f"classes {place}"] = np.asarray(one.labels)[order].astype(np.int32)
+    return samples
 
 
 def _has_objects(split: Split) -> bool:

@@ -25,7 +25,7 @@ from mimbench.errors import UserError
 from mimbench.features import FeatureStore
 from mimbench.outcomes import unpack
 from mimbench.precision import make_fabric, native_precisions
-from mimbench.protocol import Surroundings
+from mimbench.protocol import Surroundings, sampled
 from mimbench.registry import build_backbone, find_protocol
 from protocols.coco import CocoDetection
 from tests.dense_data import write_coco
@@ -135,6 +135,10 @@ def test_the_outcome_is_complete_and_plain(quickly, boxes):
     text = json.dumps([found.metrics, found.selection, found.facts, found.curve], allow_nan=False)
     assert "chosen" in text
     assert unpack(json.loads(json.dumps(found.outcomes.pack()))).score == found.outcomes.score
+    for place in sampled(boxes.test_size):
+        kept = found.samples[f"boxes {place}"]
+        assert kept.shape == (len(found.samples[f"classes {place}"]), 5)
+        assert (np.diff(kept[:, 4]) <= 0).all()
     again = quickly()
     assert (again.curve, again.metrics) == (found.curve, found.metrics), "the same twice"
 
