@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
@@ -25,6 +26,16 @@ from mimbench.registry import GROUPS
 
 Status = Literal["ok", "absent", "warn", "missing"]
 
+DENSE = 'pip install -c constraints.txt "mimbench[dense]"'
+# What holds the same modules as a package of the extra "dense": the fork that is still maintained, and mmcv
+# with its operators.
+FORK = {
+    "mmcv-lite": ("onedl-mmcv",),
+    "mmdet": ("onedl-mmdetection",),
+    "mmengine": ("onedl-mmengine",),
+    "mmsegmentation": ("onedl-mmsegmentation",),
+}
+INSTEAD = {**FORK, "mmcv-lite": ("mmcv", "onedl-mmcv")}
 GIB = 1 << 30
 SMALL_DISK = 5 * GIB  # one ViT-B checkpoint with its optimiser is 1.3 GiB, a prepared set often more
 SMALL_SHARED_MEMORY = GIB // 4  # Docker's default of 64 MiB kills data-loading workers
@@ -59,6 +70,8 @@ def examine(results: Path = Path("mimbench-results")) -> list[Check]:
     if healthy(checks):
         checks += _imports()
     checks += [_extra(name, wanted) for name, wanted in extras.items()]
+    if healthy(checks) and any(check.name == "dense" and check.status != "absent" for check in checks):
+        checks += _dense()
     if healthy(checks):
         checks += [*_plugins(), *_device(), *_storage(results)]
     return checks
@@ -74,12 +87,21 @@ def _python() -> Check:
     return Check("packages", "Python", "ok", system)
 
 
+def _installed(*names: str) -> Iterator[tuple[str, str]]:
+    """Names and versions of those that are installed."""
+    for name in names:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
+
+
 def _package(requirement: Requirement) -> Check:
     wanted = str(requirement.specifier) or "any version"
     pip = f'pip install "{requirement.name}{requirement.specifier}"'
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
+        for other, there in _installed(*INSTEAD.get(requirement.name, ())):
+            return Check("packages", requirement.name, "ok", f"{there} of {other}")
         return Check("packages", requirement.name, "missing", f"not installed, wanted {wanted}", pip)
     if not requirement.specifier.contains(found, prereleases=True):
         return Check("packages", requirement.name, "warn", f"{found}, tested with {wanted}", pip)
@@ -109,7 +131,34 @@ def _extra(extra: str, wanted: list[Requirement]) -> Check:
     odd = [f"{check.name} {check.found}" for check in checks if check.status == "warn"]
     if odd:
         return Check("extras", extra, "warn", "; ".join(odd), pip)
-    return Check("extras", extra, "ok", ", ".join(f"{c.name} {version(c.name)}" for c in checks))
+    there = ", ".join(f"{check.name} {check.found.partition(' (')[0]}" for check in checks)
+    return Check("extras", extra, "ok", there)
+
+
+def _dense() -> Iterator[Check]:
+    """Segmentation and detection: whether their packages load together, and where their operators are."""
+    twice = [f"{name} and {dict(_installed(*others)).popitem()[0]}" for name, others in FORK.items()
+             if dict(_installed(name)) and dict(_installed(*others))]  # fmt: skip
+    if twice:
+        found = f"{', '.join(twice)} hold the same modules"
+        yield Check("extras", "dense packages", "warn", found, "uninstall both and install one of the two")
+    try:
+        from mimbench.openmm import operators, prepare
+
+        prepare()
+        for name in ("mmcv.ops", "mmdet", "mmseg"):
+            importlib.import_module(name)
+    except (ImportError, OSError, AssertionError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        # OpenCV's wheel wants two libraries that slim systems lack; mmdet and mmseg refuse a newer mmcv.
+        advice = "apt-get install libgl1 libglib2.0-0" if "lib" in why and ".so" in why else DENSE
+        yield Check("extras", "import mmdet, mmseg", "warn", why, advice)
+        return
+    where = {
+        "compiled": "mmcv's own, compiled",
+        "stand-in": "torchvision's nms and roi_align stand in for mmcv's, which is what is needed",
+    }
+    yield Check("extras", "mmcv's operators", "ok", where[operators()])
 
 
 def _imports() -> Iterator[Check]:

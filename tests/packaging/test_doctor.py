@@ -37,7 +37,7 @@ def test_every_dependency_and_extra_is_looked_at():
     checks = doctor.examine()
     names = {check.name for check in checks}
     assert {"torch", "torchvision", "timm", "lightning-fabric", "pandas", "pyarrow", "typer"} <= names
-    assert {check.name for check in checks if check.group == "extras"} == {
+    assert {check.name for check in checks if check.group == "extras"} - {"mmcv's operators"} == {
         "clip", "dense", "hub", "cluster", "docs", "test"
     }  # fmt: skip
 
@@ -133,3 +133,54 @@ def test_a_driver_without_a_gpu_build_of_torch_is_a_warning(monkeypatch):
     check = named(doctor.examine(), "GPU")
     assert check.status == "warn"
     assert "sees no GPU" in check.found
+
+
+def dense_checks(checks):
+    return {check.name: check for check in checks if check.group == "extras"}
+
+
+def test_the_dense_extra_says_where_its_operators_are():
+    pytest.importorskip("mmcv", reason="the extra 'dense' is not installed")
+    from mimbench.openmm import operators
+
+    found = dense_checks(doctor.examine())
+    assert found["dense"].status == "ok"
+    words = {"compiled": "compiled", "stand-in": "torchvision's nms and roi_align stand in"}
+    assert words[operators()] in found["mmcv's operators"].found
+
+
+def test_the_maintained_fork_is_as_good_as_what_it_forked(monkeypatch):
+    pytest.importorskip("mmcv", reason="the extra 'dense' is not installed")
+    forked = {name: others[0] for name, others in doctor.FORK.items()}
+
+    def pretend(name):
+        if name in forked:
+            raise PackageNotFoundError(name)
+        return "9.9" if name in forked.values() else version(name)
+
+    monkeypatch.setattr(doctor, "version", pretend)
+    assert "mmdet 9.9 of onedl-mmdetection" in dense_checks(doctor.examine())["dense"].found
+
+
+def test_two_packages_of_the_same_modules_are_a_warning(monkeypatch):
+    pytest.importorskip("mmcv", reason="the extra 'dense' is not installed")
+    monkeypatch.setattr(doctor, "version", lambda name: "1.0" if name == "onedl-mmcv" else version(name))
+    check = dense_checks(doctor.examine())["dense packages"]
+    assert (check.status, "mmcv-lite and onedl-mmcv" in check.found) == ("warn", True)
+
+
+def test_dense_packages_that_do_not_load_are_named_with_what_to_do(monkeypatch):
+    pytest.importorskip("mmcv", reason="the extra 'dense' is not installed")
+    real = doctor.importlib.import_module
+
+    def fail(name):
+        if name == "mmdet":
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+        return real(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    checks = doctor.examine()
+    check = dense_checks(checks)["import mmdet, mmseg"]
+    assert (check.status, check.advice) == ("warn", "apt-get install libgl1 libglib2.0-0")
+    assert "libGL" in check.found
+    assert doctor.healthy(checks), "runs without segmentation and detection go on"
