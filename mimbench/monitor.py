@@ -60,13 +60,14 @@ class Health:
     """Stops a run whose loss is not finite, or has stopped depending on the images.
 
     Every step sees other images under other masks, so a loss that repeats to 1e-12 says that the
-    output is a constant.
+    output is a constant. zero_is_fitted: where labels are learnt, a loss of exactly 0 is no collapse.
     """
 
     ZERO_STEPS = 20  # a loss of exactly 0 in so many consecutive steps is a collapse
     CONSTANT_STEPS = 100  # so is the very same loss in so many
 
-    def __init__(self) -> None:
+    def __init__(self, zero_is_fitted: bool = False) -> None:
+        self._zero_is_fitted = zero_is_fitted
         self._value = math.nan
         self._repeats = 0
 
@@ -79,6 +80,8 @@ class Health:
                 )
         loss = sum(terms.values())
         repeats = abs(loss - self._value) <= 1e-12 * max(1.0, abs(loss)) and not _on_bf16_grid(loss)
+        if loss == 0 and self._zero_is_fitted:
+            repeats = False
         self._repeats = self._repeats + 1 if repeats else 1
         self._value = loss
         if self._repeats >= (self.ZERO_STEPS if loss == 0 else self.CONSTANT_STEPS):

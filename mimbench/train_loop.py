@@ -70,7 +70,7 @@ class Run:
         self.fabric, self.report, self.stage = fabric, report, stage
         self.checkpoint_every, self.views, self.visits = checkpoint_every, views, visits
         self.train_step = TrainStep(trainee, course.recipe, course.batch_size, fabric)
-        self.curve, self.health = LearningCurve(), Health()
+        self.curve, self.health = LearningCurve(), Health(zero_is_fitted=trainee.labelled)
         self.step = 0
         self.flops_per_image = 0.0
         self.tokens_per_image: float | None = None

@@ -17,6 +17,7 @@ from mimbench import rng, train_loop
 from mimbench.course import Course
 from mimbench.data import training_batches
 from mimbench.errors import UserError
+from mimbench.monitor import Health, TrainingStopped
 from mimbench.precision import make_fabric
 from mimbench.progress import Progress
 from mimbench.schedule import learning_rate
@@ -175,3 +176,12 @@ def test_a_checkpoint_of_another_course_is_refused(tmp_path: Path, monkeypatch) 
     other = Course(**{**vars(other), "seed": 4})
     with pytest.raises(UserError, match="belongs to a run with other settings"):
         run(tmp_path, course=other)
+
+
+def test_labels_that_are_learnt_by_heart_are_no_collapse() -> None:
+    fitted, constant = Health(zero_is_fitted=True), Health(zero_is_fitted=True)
+    for step in range(2 * Health.CONSTANT_STEPS):
+        fitted.check(step, {"labels": 0.0})
+    with pytest.raises(TrainingStopped, match="exactly 0.3"):
+        for step in range(Health.CONSTANT_STEPS):
+            constant.check(step, {"labels": 0.3})
