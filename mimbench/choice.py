@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,16 @@ EXAMPLES = {"classification": "imagefolder:PATH", "segmentation": "ade20k:PATH",
 
 @dataclass(frozen=True)
 class Choice:
-    """A protocol with all its fields, on one data set. preset: the official recipe's name, "" for none."""
+    """A protocol with all its fields, on one data set.
+
+    preset: the official recipe's name, "" for none. built_on: see ``Protocol.built_on``.
+    """
 
     cls: type[Protocol]
     preset: str
     fields: dict[str, Any]
     data: Dataset
+    built_on: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -96,7 +100,8 @@ def _choices(name: str, data: Sequence[Dataset], assigned: Assignments) -> Itera
             refusals.append(error)
     if not suited:
         raise refusals[0]
-    return (Choice(cls, preset, fields, dataset) for dataset in suited)
+    found = [Choice(cls, preset, fields, dataset, protocol.built_on(dataset)) for dataset in suited]
+    return iter(found)
 
 
 def _check_installed(cls: type[Protocol]) -> None:

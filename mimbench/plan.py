@@ -112,6 +112,8 @@ def _evaluate_job(variant: Variant, setting: Setting, seed: int, choice: Choice,
     name = f"{variant.label} · {choice.label}"
     if choice.preset:
         content["preset"] = choice.preset
+    if choice.built_on:
+        content["built_on"] = choice.built_on
     data = choice.data
     if data.fingerprint != setting.fingerprint:
         content["data"] = {"name": data.name, "fingerprint": data.fingerprint, "task": data.task}

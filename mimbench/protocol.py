@@ -99,6 +99,8 @@ class Protocol:
     task: the kind of data it takes. metric: the number it is ranked by, a share in [0, 1] unless ``unit``
     says otherwise. ranked: False where more is not better. requires: modules that must be installed,
     and the extra of mimbench that brings them. presets: official recipes by name.
+    takes_answers: whether it heeds ``Split.answers``, see ``protocols.parts.answers``.
+    own_test: whether its outcomes are of test images of its own and not of the data's.
     """
 
     key: ClassVar[str]
@@ -110,6 +112,8 @@ class Protocol:
     summary: ClassVar[str]  # one sentence for ``mimbench protocols``
     requires: ClassVar[tuple[tuple[str, ...], str] | None] = None  # (("mmseg", "mmengine"), "dense")
     presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
+    takes_answers: ClassVar[bool] = False
+    own_test: ClassVar[bool] = False
 
     @property
     def collective(self) -> bool:
@@ -131,6 +135,14 @@ class Protocol:
             )
         if len(data.classes) < 2 and self.task == "classification":
             raise UserError(f"{self.key} needs at least 2 classes, {data.name} has {len(data.classes)}")
+
+    def built_on(self, data: Dataset) -> dict[str, Any]:
+        """What decides the outcome beside version, fields and data, as JSON data; a part of a job's identity.
+
+        Such as the version of another protocol, or the content of files that a field names. Under the name
+        of a field it stands for it in tables, where two results of equal content share a column.
+        """
+        return {}
 
     def evaluate(self, encoder: Encoder, data: Dataset, around: Surroundings) -> Evaluation:
         """Choose on validation, open test once, return per-sample outcomes. Prints and writes nothing."""

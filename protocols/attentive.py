@@ -18,6 +18,7 @@ from mimbench.outcomes import Hits
 from mimbench.protocol import ChooseOn, Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
 from mimbench.spec import content_hash
+from protocols.parts.answers import admitted, answers_of
 from protocols.parts.attentive_heads import AttentiveHeads, Candidate, Group
 from protocols.parts.attentive_recipes import RECIPES
 from protocols.parts.batches import Augment
@@ -52,6 +53,7 @@ class AttentiveProbe(Protocol):
         "attention pooling on frozen tokens; pooling, layer, weight decay and learning rate by validation"
     )
     presets = RECIPES
+    takes_answers = True
 
     # V-JEPA trains for 20 passes over ImageNet, CAPI for 12500 updates; small sets get min_steps.
     epochs: Annotated[float, Field(gt=0)] = 20
@@ -203,7 +205,8 @@ class _Training:
         for indices, tokens in self.source.in_order(split):
             labels = torch.from_numpy(np.asarray(split.labels[indices], np.int64)).to(self.team.computing)
             rows = torch.from_numpy(indices).to(self.team.computing)
-            ranks[rows] = ranks_of(group.logits(tokens[group.layer])[0], labels)
+            logits = group.logits(tokens[group.layer])[0]
+            ranks[rows] = ranks_of(*admitted(answers_of(split), logits, labels, indices))
         if not self.team.alone:
             self.team.sum_(ranks)  # others hold zeros where this process has ranks
         return ranks.cpu().numpy()

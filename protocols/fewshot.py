@@ -19,6 +19,7 @@ from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings
 from mimbench.selection import Scores, select, select_and_test
 from mimbench.spec import Readout
+from protocols.parts.answers import answers_of
 from protocols.parts.frozen import labels_of, read, standard
 from protocols.parts.logistic import Fit, Judged, Regression, Samples, judge, ranks
 from protocols.parts.neighbours import unit
@@ -56,6 +57,7 @@ class FewShot(Protocol):
     key = "fewshot"
     version = 1
     summary = "logistic regression on 1, 5 and 10 images a class, 1 % and 10 %; mean over draws"
+    takes_answers = True
     presets = {
         "msn": Preset(
             {
@@ -156,7 +158,8 @@ class FewShot(Protocol):
                 which, C = grid[chosen[size]]
                 samples = shots.samples(which, found, labels)
                 models = [shots.regression(which, images) for images in drawn[size]]
-                hits[size] = np.stack([ranks(model, _fit(model, C), samples) < 1 for model in models])
+                places = [ranks(model, _fit(model, C), samples, answers_of(split)) for model in models]
+                hits[size] = np.stack(places) < 1
             return hits
 
         selection, hits = select_and_test(

@@ -63,6 +63,7 @@ class FineTune(Protocol):
         "the whole encoder is trained with a linear head, as by BEiT and MAE; learning rate by validation"
     )
     presets = RECIPES
+    takes_answers = True
 
     epochs: _Positive = 30
     min_steps: Annotated[int, Field(gt=0)] = 400

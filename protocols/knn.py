@@ -18,6 +18,7 @@ from mimbench.outcomes import Hits
 from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
+from protocols.parts.answers import Answers, answers_of
 from protocols.parts.frozen import labels_of, read
 from protocols.parts.neighbours import nearest, vote
 from protocols.parts.normalised import Normalisation, Token, normalised, variants
@@ -41,6 +42,7 @@ class KNN(Protocol):
     key = "knn"
     version = 1
     summary = "weighted vote of the nearest training images; k, token and normalisation by validation"
+    takes_answers = True
     presets = {
         "dino": Preset(
             {"k": 20, "normalisations": ("final",), "tokens": ("output",)},
@@ -110,7 +112,7 @@ class KNN(Protocol):
             variant, k = tried[chosen // len(ks)], ks[chosen % len(ks)]
             queries, labels = features(split), labels_of(split, encoder)
             bank, asked = normalised(variant, train, queries)
-            hits, _ = votes(bank, asked, bank_labels, labels, ks=[k])
+            hits, _ = votes(bank, asked, bank_labels, labels, ks=[k], answers=answers_of(split))
             return hits[0].cpu().numpy()
 
         selection, hits = select_and_test(
@@ -143,14 +145,21 @@ def class_votes(
     classes: int,
     ks: Sequence[int],
     temperature: float,
+    answers: Answers | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each k and query [ks, M]: whether the vote is right, and its share for the true class.
 
-    bank: [N, D], queries: [M, D], both of unit rows.
+    bank: [N, D], queries: [M, D], both of unit rows. answers: of the queries, see
+    ``protocols.parts.answers``; shares are those of all votes.
     """
     hits = torch.empty(len(ks), len(labels), dtype=torch.bool, device=labels.device)
     shares = torch.empty(len(ks), len(labels), dtype=torch.float64, device=labels.device)
     for rows, found in nearest(queries, bank, ks[-1]):
-        said = vote(found, bank_labels, labels[rows], classes, ks, temperature)
-        hits[:, rows], shares[:, rows] = said.prediction == labels[rows], said.share
+        allowed = None if answers is None else answers.allowed_for(rows, labels.device)
+        said = vote(found, bank_labels, labels[rows], classes, ks, temperature, allowed)
+        shares[:, rows] = said.share
+        if answers is None:
+            hits[:, rows] = said.prediction == labels[rows]
+        else:
+            hits[:, rows] = answers.right_for(rows, labels.device).gather(1, said.prediction.T).T
     return hits, shares

@@ -16,6 +16,7 @@ from mimbench.outcomes import Hits
 from mimbench.protocol import ChooseOn, Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, Selection, select_and_test
 from mimbench.spec import content_hash
+from protocols.parts.answers import answers_of
 from protocols.parts.batches import Augment, Batches, Labelled, at_hand, augmented
 from protocols.parts.course import Course, Trials, lay_out
 from protocols.parts.fitted import Features, Fitted, Head, exact_standards
@@ -62,6 +63,7 @@ class LinearProbe(Protocol):
         "softmax regression on frozen features; learning rate, readout, layer and batch norm by validation"
     )
     presets = RECIPES
+    takes_answers = True
 
     # Passes over train, between DINOv2's 10 and DINO's 100; what counts is the number of updates, so that
     # small sets get at least min_steps (by smaller batches down to 256, then by more passes).
@@ -234,7 +236,7 @@ class _Training:
     def ranks_of(self, chosen: int, split: Split) -> np.ndarray:
         """The places of the true classes in the order of the chosen head, see ``Fitted.ranks``."""
         assert chosen == self.best, "what was kept is what was chosen"
-        return self.fitted.ranks(self.features(split), labels_of(split, self.encoder))
+        return self.fitted.ranks(self.features(split), labels_of(split, self.encoder), answers_of(split))
 
     def _identity(self, split: Split) -> str:
         return content_hash(

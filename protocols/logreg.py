@@ -18,6 +18,7 @@ from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
 from mimbench.spec import Readout
+from protocols.parts.answers import answers_of
 from protocols.parts.frozen import labels_of, read, standard
 from protocols.parts.logistic import Fit, Judged, Regression, Samples, judge, ranks
 from protocols.parts.readouts import readout_of, usable
@@ -43,6 +44,7 @@ class LogisticRegression(Protocol):
     key = "logreg"
     version = 1
     summary = "logistic regression at its optimum; penalty and readout by validation, refit on both"
+    takes_answers = True
     presets = {
         "dinov2": Preset(
             {"readouts": ("output",), "standardised": (False,)},
@@ -126,7 +128,8 @@ class LogisticRegression(Protocol):
             held_out = samples(name, features(data.validation), labels_of(data.validation, encoder))
             model = regression(name, scaled, samples(name, train, train_labels), held_out)
             fit = solve(model, values[chosen % len(values)])
-            return ranks(model, fit, samples(name, features(split), labels_of(split, encoder))), fit
+            asked = samples(name, features(split), labels_of(split, encoder))
+            return ranks(model, fit, asked, answers_of(split)), fit
 
         candidates = [
             {"readout": name, "standardised": scaled, "C": C} for (name, scaled), C in product(inputs, values)

@@ -19,6 +19,7 @@ from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, select_and_test
 from mimbench.spec import Readout
+from protocols.parts.answers import admitted, answers_of
 from protocols.parts.clip_text import CLIP, Templates, class_names, pinned
 from protocols.parts.fitted import ranks_of
 from protocols.parts.frozen import labels_of, read
@@ -48,6 +49,7 @@ class ZeroShot(Protocol):
     version = 1
     summary = "the nearest class name in CLIP's space, for encoders aligned with it; uses no labels"
     requires = (("open_clip",), "clip")
+    takes_answers = True
 
     # A CLIP model as open_clip has it: MODEL@FILE, MODEL@TAG, local-dir:FOLDER or hf-hub:NAME
     clip: Annotated[str, AfterValidator(pinned)] = ""
@@ -97,7 +99,12 @@ class ZeroShot(Protocol):
             return Scores([right / len(split)], [loss / len(split)])
 
         def test(_: int, split: Split) -> np.ndarray:
-            return torch.cat([ranks_of(*pair) for pair in judged(split)]).cpu().numpy()
+            found, first, answers = [], 0, answers_of(split)
+            for logits, labels in judged(split):
+                rows = slice(first, first + len(labels))
+                found.append(ranks_of(*admitted(answers, logits, labels, rows)))
+                first = rows.stop
+            return torch.cat(found).cpu().numpy()
 
         candidate = {"token": token, "templates": self.templates}
         selection, places = select_and_test(data, [candidate], validate, test)

@@ -43,6 +43,7 @@ class _Content(BaseModel):
     protocol_version: int = 0
     preset: str = ""  # name of an official recipe
     fields: dict[str, Any] = {}
+    built_on: dict[str, Any] = {}  # see ``Protocol.built_on``
     data: _Data | None = None  # None: the setting's
 
 
@@ -95,7 +96,7 @@ def entry(record: Record) -> dict[str, Any]:
         "protocol": content.protocol,
         "protocol_version": content.protocol_version,
         "preset": content.preset,
-        "fields": canonical(content.fields),
+        "fields": canonical(content.fields | content.built_on),
         "tested_on": data.fingerprint if data else "",
         "tested_on_name": data.name if data else "",
         "summary": facts.summary,

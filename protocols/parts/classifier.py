@@ -17,6 +17,7 @@ from timm.optim import param_groups_layer_decay
 from mimbench.data import evaluation_batches
 from mimbench.progress import Progress, silent
 from mimbench.trainee import parameter_groups
+from protocols.parts.answers import admitted, answers_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -133,12 +134,14 @@ class Viewing:
         """The place of the true class in each image's order, 0 the first, int64 [N], and mean cross-entropy.
 
         Between equal logits the lower class comes first; logits that are not a number put the true one last.
+        A split's ``answers`` are heeded, see ``protocols.parts.answers``.
         """
         labels = torch.from_numpy(np.ascontiguousarray(split.labels, np.int64))
         ranks, loss, done = [], 0.0, 0
         for logits in self.blocks(classifier, split):
-            label = labels[done : done + len(logits), None]
-            done += len(logits)
+            rows = slice(done, done + len(logits))
+            logits, label = admitted(answers_of(split), logits, labels[rows], rows)
+            done, label = rows.stop, label[:, None]
             own, classes = logits.gather(1, label), torch.arange(logits.shape[1])
             ahead = (logits > own) | ((logits == own) & (classes < label)) | own.isnan()
             ranks.append(ahead.sum(1))

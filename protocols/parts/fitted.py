@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mimbench.spec import Readout
+from protocols.parts.answers import Answers, admitted
 from protocols.parts.frozen import Standard, standard
 
 Features = Mapping[Readout, Tensor]  # of single-token readouts, float32 [N, D]
@@ -63,12 +64,17 @@ class Fitted:
             total = total + (self.standards[part](x) if self.standards else x) @ weight.T
         return total
 
-    def ranks(self, features: Features, labels: Tensor, block: int = 4096) -> np.ndarray:
-        """The place of the true class in the head's order, 0 the first, int64 [M]; of equals the lower."""
-        found = [
-            ranks_of(self.logits(features, slice(first, first + block)), labels[first : first + block])
-            for first in range(0, len(labels), block)
-        ]
+    def ranks(
+        self, features: Features, labels: Tensor, answers: Answers | None = None, block: int = 4096
+    ) -> np.ndarray:
+        """The place of the true class in the head's order, 0 the first, int64 [M]; of equals the lower.
+
+        answers: of the images, see ``protocols.parts.answers``.
+        """
+        found = []
+        for first in range(0, len(labels), block):
+            rows = slice(first, first + block)
+            found.append(ranks_of(*admitted(answers, self.logits(features, rows), labels[rows], rows)))
         return torch.cat(found).cpu().numpy()
 
     def packed(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional as F
 
+from protocols.parts.answers import Answers, admitted
 from protocols.parts.fitted import ranks_of
 from protocols.parts.frozen import Standard
 
@@ -201,10 +202,14 @@ def judge(regression: Regression, fit: Fit, samples: Samples) -> Judged:
     return Judged(right / first, loss / first)
 
 
-def ranks(regression: Regression, fit: Fit, samples: Samples) -> np.ndarray:
-    """The place of the true class in the order of the logits, 0 the first, int64 [M]; of equals the lower."""
+def ranks(regression: Regression, fit: Fit, samples: Samples, answers: Answers | None = None) -> np.ndarray:
+    """The place of the true class in the order of the logits, 0 the first, int64 [M]; of equals the lower.
+
+    answers: of the samples, see ``protocols.parts.answers``.
+    """
     found, first = [], 0
     for logits in regression.logits(fit, samples.parts):
-        found.append(ranks_of(logits, samples.labels[first : first + len(logits)]))
+        rows = slice(first, first + len(logits))
+        found.append(ranks_of(*admitted(answers, logits, samples.labels[rows], rows)))
         first += len(logits)
     return torch.cat(found).cpu().numpy()

@@ -98,13 +98,20 @@ class Votes(NamedTuple):
 
 
 def vote(
-    found: Neighbours, bank_labels: Tensor, labels: Tensor, classes: int, ks: Sequence[int], t: float
+    found: Neighbours,
+    bank_labels: Tensor,
+    labels: Tensor,
+    classes: int,
+    ks: Sequence[int],
+    t: float,
+    allowed: Tensor | None = None,
 ) -> Votes:
     """Votes weighted by exp(similarity / t), as in DINO's k-NN (arXiv:2104.14294), for every k at once.
 
     bank_labels: int64 [N]; labels: the queries' own, int64 [q]; ks: ascending, none above the k of
-    ``found``. The highest similarity is subtracted first, which changes no vote's share and keeps
-    exp(1 / 0.07) from overflowing wherever numbers are short; sums are float64.
+    ``found``; allowed: bool [q, classes], what may be predicted. The highest similarity is subtracted
+    first, which changes no vote's share and keeps exp(1 / 0.07) from overflowing wherever numbers are
+    short; sums are float64.
     """
     weights = ((found.similarity - found.similarity[:, :1]) / t).exp_().double()
     said = bank_labels[found.index]
@@ -112,7 +119,8 @@ def vote(
     predictions, shares, before = [], [], 0
     for k in ks:
         votes.scatter_add_(1, said[:, before:k], weights[:, before:k])
-        predictions.append(votes.argmax(1))
+        counted = votes if allowed is None else votes.masked_fill(~allowed, -1)  # below no vote at all
+        predictions.append(counted.argmax(1))
         shares.append(votes.gather(1, labels[:, None]).squeeze(1) / votes.sum(1))
         before = k
     return Votes(torch.stack(predictions), torch.stack(shares))

@@ -90,7 +90,10 @@ def test_every_imported_package_is_declared():
     """A transitive dependency goes away without a warning."""
     declared = {
         canonicalize_name(r.name)
-        for r in [*NEEDED, *(r for name in ("clip", "cluster", "dense", "hub") for r in EXTRAS[name])]
+        for r in [
+            *NEEDED,
+            *(r for name in ("clip", "cluster", "dense", "hub", "robustness") for r in EXTRAS[name]),
+        ]
     }
     undeclared = {
         name: sorted(files)

@@ -38,7 +38,7 @@ def test_every_dependency_and_extra_is_looked_at():
     names = {check.name for check in checks}
     assert {"torch", "torchvision", "timm", "lightning-fabric", "pandas", "pyarrow", "typer"} <= names
     assert {check.name for check in checks if check.group == "extras"} - {"mmcv's operators"} == {
-        "clip", "dense", "hub", "cluster", "docs", "test"
+        "clip", "dense", "robustness", "hub", "cluster", "docs", "test"
     }  # fmt: skip
 
 

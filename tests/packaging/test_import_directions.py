@@ -46,6 +46,7 @@ LOWER_FLOOR = {
     "registry",  # a weights file names its method and encoder, which are looked up by that name
     "rng",
     "seeding",
+    "settings",  # of a protocol that another one wraps
     "selection",
     "similarity",
     "spec",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -142,6 +143,24 @@ class Reports(list[Progress]):
 
     def __call__(self, progress: Progress) -> None:
         self.append(progress)
+
+
+def toy_set(
+    folder: Path, classes: Sequence[int], names: Sequence[str] | None = None, each: int = 8, seed: int = 1
+) -> str:
+    """A folder of images of some classes of the toy dataset, as a class folder each; its path.
+
+    names: of the class folders; by default those of the classes.
+    """
+    made = ToyDataset((6, 6, 6 * each), noise=180)
+    draw = np.random.default_rng(seed)
+    for place, number in enumerate(classes):
+        where = folder / (names[place] if names else f"class {number}")
+        where.mkdir(parents=True)
+        for i, image in enumerate(made.test.images[made.test.labels == number]):
+            moved = image + draw.normal(0, 10, image.shape)
+            Image.fromarray(moved.clip(0, 255).astype(np.uint8)).save(where / f"{i}.png")
+    return str(folder)
 
 
 def tiny_clip(folder: Path, fitted: bool = True) -> str:

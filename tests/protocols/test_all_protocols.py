@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from protocol_toys import ToyDataset, around, tiny_clip, toy_encoder
+from protocol_toys import ToyDataset, around, tiny_clip, toy_encoder, toy_set
 
 from mimbench import registry, settings
 from mimbench.errors import UserError
@@ -37,6 +37,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "linprobe": {"min_steps": 150, "epochs": 1},
     "fewshot": {"shots": (1, 5), "shares": (0.1,), "draws": 2, "C": (0.01, 1.0), "readouts": ("cls", "mean")},
     "logreg": {"grid": 4, "C": (1e-3, 10.0), "readouts": ("cls", "mean")},
+    "robustness": {
+        "classifier": "knn",
+        "corruptions": ("brightness", "gaussian_noise"),
+        "severities": (1, 3),
+        "per_image": 2,
+    },
 }
 # another value for each knob; what is not here fails below, so that no new knob goes untested
 OTHER: dict[str, dict[str, Any]] = {
@@ -122,6 +128,13 @@ OTHER: dict[str, dict[str, Any]] = {
         "normalisations": ("unit",),
     },
     "retrieval": {"normalisations": ("final",), "tokens": ("cls",)},
+    "robustness": {
+        "classifier": "knn[k=3]",
+        "corruptions": ("contrast", "fog"),
+        "severities": (5,),
+        "per_image": 1,
+    },
+    "shift": {"classifier": "knn[k=3]"},
     "zeroshot": {"templates": "name", "token": "mean", "projection": "none"},
 }
 # what a knob needs beside it to have an effect
@@ -139,8 +152,14 @@ def quick(cls: type[Protocol], **more: Any) -> Protocol:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def clip_models(tmp_path_factory) -> None:
-    """What zeroshot cannot do without."""
+def files_of_protocols(tmp_path_factory) -> None:
+    """What zeroshot and shift cannot do without."""
+    sets = tmp_path_factory.mktemp("sets")
+    first, second = (
+        toy_set(sets / name, classes) for name, classes in (("few", [0, 2, 3]), ("all", range(6)))
+    )
+    QUICK["shift"] = {"classifier": "knn", "sets": (first, second)}
+    OTHER["shift"]["sets"] = (first,)
     if find_spec("open_clip"):
         folder = tmp_path_factory.mktemp("clip")
         QUICK["zeroshot"] = {"clip": tiny_clip(folder / "one"), "templates": "simple"}
@@ -182,7 +201,7 @@ def test_an_official_recipe_says_where_it_stands_and_can_be_typed(cls, preset):
 def test_test_is_opened_once_and_every_image_has_an_outcome(key, cls, evaluated):
     found, data = evaluated(quick(cls))
     assert data.test_openings == 1
-    assert found.outcomes.n == len(data.test)
+    assert cls.own_test or found.outcomes.n == len(data.test)
     assert found.metrics[cls.metric] == pytest.approx(found.outcomes.score)
     if cls.ranked:
         assert found.metrics[cls.metric] > 1.5 / len(data.classes)  # it has learnt something
@@ -196,7 +215,8 @@ def test_what_is_chosen_does_not_depend_on_the_test_labels(key, cls, evaluated):
     blind.test.labels = np.random.default_rng(0).permutation(blind.test.labels)
     again, _ = evaluated(quick(cls), blind)
     assert again.selection == found.selection
-    assert (again.outcomes.pack() != found.outcomes.pack()) == cls.ranked  # others need no labels
+    needs_them = cls.ranked and not cls.own_test
+    assert (again.outcomes.pack() != found.outcomes.pack()) == needs_them
 
 
 @pytest.mark.parametrize(("key", "cls"), ALL)
@@ -227,7 +247,7 @@ def test_unlabelled_data_is_refused(key, cls):
 def test_backbones_without_class_token_or_depth_are_evaluated(key, cls, tmp_path):
     for options in ({"cls_token": False}, {"depth": 1}):
         found = quick(cls).evaluate(toy_encoder(**options), ToyDataset(), around(tmp_path))
-        assert found.outcomes.n == 80
+        assert cls.own_test or found.outcomes.n == 80
 
 
 @pytest.mark.parametrize(
@@ -240,7 +260,7 @@ def test_every_knob_moves_something(cls, field, evaluated):
     beside = BESIDE.get(cls.key, {}).get(field, {})
     before, _ = evaluated(quick(cls, **beside))
     after, _ = evaluated(quick(cls, **beside, **{field: OTHER[cls.key][field]}))
-    if not before.selection:  # a protocol that chooses nothing
+    if not before.selection or cls.key in ("robustness", "shift"):  # chooses nothing, or as another does
         assert before.metrics != after.metrics
         return
     names = [f"{chosen_on}_{cls.metric}" for chosen_on in ("validation", "test")]
@@ -285,6 +305,7 @@ def test_settings_out_of_range_are_refused():
         ],
         "logreg": [{"C": [0, 1]}, {"C": [1]}, {"grid": 0}, {"readouts": []}, {"tolerance": 1}],
         "fewshot": [{"shots": []}, {"shots": [0]}, {"shares": [1]}, {"draws": 0}, {"C": [0]}],
+        "robustness": [{"corruptions": []}, {"corruptions": ["rain"]}, {"severities": [6]}, {"per_image": 0}],
         "retrieval": [{"normalisations": ["l2"]}, {"tokens": []}],
         "zeroshot": [{"clip": "ViT-B-16"}, {"clip": "ViT-B-16@no/such.pt"}, {"templates": "best"}],
         "knn": [{"k": 0}, {"k": []}, {"temperature": 0}, {"normalisations": ["l2"]}, {"tokens": []}],
