@@ -49,8 +49,9 @@ class FewShot(Protocol):
 
     Penalty and readout are chosen for each number of labels on its own, on no more validation images than
     there are training images: every draw of train comes with a draw of validation of as many of each class,
-    and a candidate's score is its mean over the draws. A large validation split would be the labels that
-    low-shot learning does without. What was chosen is not fitted again to both: the number of shots stays
+    and a candidate's score is its mean over the draws, so that in all the choice has seen as many labels as
+    the draws of train together. A large validation split would be the labels that low-shot learning does
+    without. What was chosen is not fitted again to both: the number of shots stays
     what it is called. Features are standardised by all of train, without its labels, as pre-training had it.
     """
 

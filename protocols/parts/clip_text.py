@@ -20,6 +20,7 @@ from mimbench.errors import UserError, unknown
 
 Templates = Literal["openai", "simple", "name"]
 DIGEST = "#sha256="
+FOLDER = "local-dir:"
 _FILE = re.compile(r".*[/\\].*|.*\.(pt|pth|bin|safetensors)")
 _WNID = re.compile(r"n\d{8}")
 
@@ -30,28 +31,28 @@ class Source:
 
     model: str  # as ``open_clip.create_model`` takes it
     weights: str | None  # a tag or a file; None: ``model`` holds its own
-    digest: str  # of the file or folder, SHA-256 hex; "" for a tag and a repository, which name one version
-
-    @property
-    def path(self) -> Path | None:
-        """The file or folder on this machine, if it is one."""
-        if self.model.startswith("local-dir:"):
-            return Path(self.model.removeprefix("local-dir:")).expanduser()
-        if self.weights is not None and _FILE.fullmatch(self.weights):
-            return Path(self.weights).expanduser()
-        return None
+    path: Path | None  # of the file or folder on this machine, if it is one
+    digest: str  # of the file or folder, SHA-256 hex; "" for a tag or repository, taken to stay what it is
 
 
 def parse_source(text: str) -> Source:
     """``ViT-B-16@PATH`` -> a source. Raises ValueError, whose message is half a sentence."""
     text, _, digest = text.partition(DIGEST)
     model, _, weights = text.partition("@")
-    own = text.startswith(("local-dir:", "hf-hub:"))
+    own = text.startswith((FOLDER, "hf-hub:"))
     if not model or (not own and not weights):
         raise ValueError(
             "write MODEL@FILE, MODEL@TAG, local-dir:FOLDER or hf-hub:NAME, as open_clip has them"
         )
-    return Source(text, None, digest) if own else Source(model, weights, digest)
+    if text.startswith(FOLDER):
+        path = Path(text.removeprefix(FOLDER)).expanduser()
+        return Source(f"{FOLDER}{path}", None, path, digest)
+    if own:
+        return Source(text, None, None, digest)
+    if _FILE.fullmatch(weights):
+        path = Path(weights).expanduser()
+        return Source(model, str(path), path, digest)
+    return Source(model, weights, None, digest)
 
 
 def pinned(text: str) -> str:
@@ -86,12 +87,14 @@ class CLIP:
         import mimbench.torchvision_compat  # noqa: F401  isort: skip
         import open_clip
 
-        source = parse_source(text)
-        if source.digest and pinned(text.partition(DIGEST)[0]) != text:
-            raise UserError(f"{source.path} has changed since this evaluation was planned; start it again")
-        if source.weights is not None and source.model not in open_clip.list_models():
-            raise unknown("model of open_clip", source.model, open_clip.list_models())
         try:
+            source = parse_source(text)
+            if source.digest and pinned(text.partition(DIGEST)[0]) != text:
+                raise UserError(
+                    f"{source.path} has changed since this evaluation was planned; start it again"
+                )
+            if source.weights is not None and source.model not in open_clip.list_models():
+                raise unknown("model of open_clip", source.model, open_clip.list_models())
             self.model = open_clip.create_model(
                 source.model, pretrained=source.weights, precision="fp32", require_pretrained=True
             )

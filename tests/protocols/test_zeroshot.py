@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,12 +125,28 @@ def test_other_weights_under_the_same_name_are_another_evaluation(tmp_path, clip
         CLIP(given)
 
 
+def test_a_model_of_open_clip_with_a_file_of_weights_is_the_same(tmp_path, clip, monkeypatch):
+    folder = Path(clip.removeprefix("local-dir:"))
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    monkeypatch.setenv("HOME", str(folder))
+    given = pinned("tiny-clip@~/open_clip_model.safetensors")
+    assert given.startswith("tiny-clip@~/open_clip_model.safetensors#sha256=")
+    names = ["tench", "English springer"]
+    expected, found = (
+        CLIP(text).class_embeddings(names, "simple", torch.device("cpu")) for text in (clip, given)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ("NoSuchModel@openai", "NoSuchModel"),
         ("ViT-B-32@nosuchtag", "nosuchtag"),
         ("local-dir:/no/such/folder", "not found"),
+        ("ViT-B-32@/no/such.pt#sha256=0123456789abcdef", "check the path"),
     ],
 )
 def test_what_open_clip_cannot_load_is_a_sentence(wrong, said):
