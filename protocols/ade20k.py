@@ -55,7 +55,8 @@ class ADE20K(Protocol):
     full. That costs 1.75 trainings rather than three, and favours somewhat higher rates.
 
     Batch norm goes over all processes on GPUs; on CPUs, where torch has no such thing, over a process's own
-    share of the batch, so that there the number of processes has a part in the result.
+    share of the batch, so that there the number of processes has a part in the result. So has accumulation
+    (``--micro-batch``): batch norm sees the images that are taken at once, which the record says.
     """
 
     key = "ade20k"
@@ -115,8 +116,7 @@ class ADE20K(Protocol):
             work = _Work(self, encoder, data, around, fabric, folder)
             choose = self._trained_on_both if self.with_validation else self._chosen
             content, found, metrics = choose(work, data)
-        facts = work.facts()
-        return Evaluation(metrics, found, content, facts, work.curve, work.samples)
+        return Evaluation(metrics, found, content, work.facts(), work.curve, work.samples)
 
     def _trained_on_both(
         self, work: _Work, data: Dataset
@@ -189,7 +189,7 @@ class _Work:
         from mimbench.openmm import prepare
 
         prepare()
-        from protocols.parts.segmentor import Shape, typical_side
+        from protocols.parts.segmentor import Shape, at_once, typical_side
 
         assert data.classes is not None
         self.protocol, self.encoder, self.data, self.around = protocol, encoder, data, around
@@ -215,6 +215,7 @@ class _Work:
             "weights": weights_sha256(encoder),
             "data": data.fingerprint,
         }
+        self.at_once = at_once(protocol.batch_size // fabric.world_size, around.micro_batch)
         self.curve: list[dict[str, float]] = []
         self.samples: dict[str, np.ndarray] = {}  # of the split that was predicted last
         self.seconds = 0.0
@@ -260,6 +261,7 @@ class _Work:
             stage=f"training, {what}",
             report=around.report,
             workers=around.workers,
+            micro_batch=self.at_once,
         )
         self.curve, self.seconds = fitted.curve, self.seconds + fitted.seconds
         return model
@@ -289,6 +291,7 @@ class _Work:
             "stride": self.shape.stride,
             "steps": self.steps,
             "batch_size": self.protocol.batch_size,
+            "images_at_once": self.at_once,
             "training_seconds": self.seconds,
             "trained_encoder_parameters": self.trainable,
         }

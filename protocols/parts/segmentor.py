@@ -264,3 +264,10 @@ def typical_side(split: Split, most: int = 64) -> int:
     """The median of the images' short sides, in pixels; of at most ``most`` images, evenly chosen."""
     chosen = np.linspace(0, len(split) - 1, min(most, len(split))).round().astype(int)
     return int(np.median([min(split.image(int(i)).shape[:2]) for i in chosen]))
+
+
+def at_once(share: int, wanted: int | None) -> int:
+    """How many of a process's ``share`` of a batch are taken at once, in equal parts: ``wanted`` at most, if
+    that is possible with the two that batch norm needs."""
+    parts = [size for size in range(2, share + 1) if share % size == 0]
+    return max([size for size in parts if size <= (wanted or share)] or parts[:1])

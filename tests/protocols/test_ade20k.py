@@ -32,6 +32,7 @@ from mimbench.precision import make_fabric
 from protocols.parts.segmentor import (
     Overlap,
     Shape,
+    at_once,
     build_segmentor,
     evaluation_samples,
     joined,
@@ -288,6 +289,13 @@ def test_what_is_trained_segments_shapes(tmp_path):
     trained, untrained = (p.evaluate(encoder(**TINY), data, around(tmp_path)) for p in (few, none))
     assert trained.metrics["miou"] > untrained.metrics["miou"] + 0.2
     assert trained.curve[-1]["loss"] < 0.75 * trained.curve[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted", "found"), [(16, None, 16), (16, 4, 4), (16, 1, 2), (12, 5, 4), (7, 3, 7), (9, 64, 9)]
+)
+def test_batch_norm_never_sees_a_single_image(share, wanted, found):
+    assert at_once(share, wanted) == found
 
 
 def test_settings_that_do_not_go_together_are_told(data, tmp_path):
