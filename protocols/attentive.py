@@ -63,7 +63,7 @@ class AttentiveProbe(Protocol):
     layers: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (1.0, 0.75)
     lr: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (0.001, 0.003, 0.01, 0.03, 0.1)
     weight_decay: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.05,)
-    tokens: Attended = "patches"  # "all": the class token too
+    tokens: Attended = "patches"  # "all": the class token too, where there is one like the patches'
     optimizer: OptimizerName = "adamw"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of SGD and LARS; AdamW's first beta
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95  # AdamW's
@@ -129,7 +129,7 @@ class _Training:
                 Candidate(pooling, self.blocks[share], lr * scale, decay)
                 for pooling, share, decay, lr in self.grid
             ],
-            int(encoder.backbone.embed_dim),
+            self.source.shape[1],
             len(data.classes),
             self.team,
             seed=around.seed,

@@ -17,7 +17,7 @@ from mimbench.protocol import ChooseOn, Evaluation, Protocol, Surroundings
 from mimbench.selection import Scores, Selection, select_and_test
 from mimbench.spec import content_hash
 from protocols.parts.answers import answers_of
-from protocols.parts.batches import Augment, Batches, Labelled, at_hand, augmented
+from protocols.parts.batches import Augment, Batches, Labelled, at_hand, augmented, widths_of
 from protocols.parts.course import Course, Trials, lay_out
 from protocols.parts.fitted import Features, Fitted, Head, exact_standards
 from protocols.parts.frozen import labels_of, read
@@ -192,10 +192,9 @@ class _Training:
             self.batches: Batches = at_hand(given, labels, around.seed, course)
         else:
             self.batches = augmented(probe.augment, encoder, self.parts, data, around, team, course)
-        width = int(encoder.backbone.embed_dim)
         self.heads = LinearHeads(
             heads,
-            {part: given[part].shape[1] if given else width for part in self.parts},
+            widths_of(encoder, self.parts, team),
             len(data.classes),
             optimizer=probe.optimizer,
             momentum=probe.momentum,

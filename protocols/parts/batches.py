@@ -69,6 +69,12 @@ def at_hand(train: Features, labels: Tensor, seed: int, course: Course) -> Batch
     return batches
 
 
+def widths_of(encoder: Encoder, parts: Sequence[Readout], team: Team) -> dict[Readout, int]:
+    """How many features each part has; those of a plain image's pixels differ between its tokens."""
+    image = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8, device=team.device)
+    return {part: vector.shape[1] for part, vector in encoder.readouts(image, parts).items()}
+
+
 def augmented_images(
     augment: Augment, encoder: Encoder, data: Dataset, around: Surroundings, team: Team, course: Course
 ) -> Callable[[int, int], Iterator[list[tuple[Tensor, Tensor]]]]:

@@ -51,10 +51,17 @@ class TokenSource:
         tokens = {}
         for layer, (cls, patches) in zip(self.layers, found, strict=True):
             flat = patches.flatten(1, 2)
-            if self.attended == "all" and cls is not None:
+            if self.attended == "all" and cls is not None and cls.shape[1] == flat.shape[2]:
                 flat = torch.cat([cls[:, None], flat], 1)
             tokens[layer] = flat.float().to(self.team.computing)
         return tokens
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many tokens an image has, and features a token."""
+        size = self.encoder.image_size
+        (tokens, *_) = self._read(torch.zeros(1, 3, size, size, dtype=torch.uint8)).values()
+        return tokens.shape[1], tokens.shape[2]
 
     def _labels(self, split: Split) -> Tensor:
         return labels_of(split, self.encoder).to(self.team.computing)
@@ -105,8 +112,8 @@ class TokenSource:
         return kept
 
     def _bytes(self, count: int) -> int:
-        height, width = self.encoder.backbone.grid
-        return 4 * count * len(self.layers) * (height * width + 1) * int(self.encoder.backbone.embed_dim)
+        tokens, width = self.shape
+        return 4 * count * len(self.layers) * tokens * width
 
     # -- to train on -------------------------------------------------------------------------------
 

@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 from mimbench import torchvision_compat  # noqa: F401, before timm
 from mimbench.data import evaluation_batches, training_batches
+from mimbench.encoder import Encoder
 from mimbench.errors import UserError
 from mimbench.protocol import Protocol
+from mimbench.registry import build_backbone
 from mimbench.spec import Augmentation, Readout
 from protocols.attentive import AttentiveProbe
 from protocols.linprobe import LinearProbe
@@ -219,3 +221,29 @@ def test_two_processes_train_and_test_as_one_and_stop_and_go_on_together(tmp_pat
     assert 9 <= first["stopped after"] < 30
     assert first["resumed"] == first["attentive"]
     assert first["steps"] == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_micro_patch4", {"depth": 2}),
+        ("vit_micro_patch4", {"depth": 2, "rel_pos": "shared", "cls_token": False}),
+        ("vit_micro_patch4", {"depth": 2, "positions": "rope"}),
+        ("pixels", {"patch_size": 4}),
+    ],
+    ids=["vit", "relative positions, no class token", "rope", "pixels"],
+)
+def test_every_kind_of_backbone_is_probed(name, options, tmp_path):
+    """Token by token and on augmented images: widths, grids and class tokens are the backbone's own."""
+    torch.manual_seed(0)
+    encoder = Encoder(build_backbone(name, 8, **options), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+    linear = {**MAE, "epochs": 2, "readouts": ("mean", "mean@every/raw"), "checkpoints": 1}
+    attentive = {"min_steps": 3, "epochs": 1, "lr": (0.01,), "tokens": "all"}
+    for probe in (
+        LinearProbe(**linear),
+        AttentiveProbe(**attentive, pooling=("capi", "vjepa", "cae", "aim", "ep")),
+        AttentiveProbe(**attentive, augment="crop", batch_size=16),
+    ):
+        found = probe.evaluate(encoder, ToyDataset(), around(tmp_path))
+        assert found.outcomes.n == 80
+        assert all(np.isfinite(scores(found)))
