@@ -66,7 +66,7 @@ class FineTune(Protocol):
     takes_answers = True
 
     epochs: _Positive = 30
-    min_steps: Annotated[int, Field(gt=0)] = 400
+    min_steps: Annotated[int, Field(gt=0)] = 1000
     batch_size: Annotated[int, Field(gt=0)] = 256
     lr: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (3e-4, 1e-3, 3e-3)
     lr_rule: Literal["per_256", "per_512", "absolute"] = "per_256"  # absolute: at batch_size

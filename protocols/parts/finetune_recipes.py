@@ -10,7 +10,7 @@ from mimbench.protocol import Preset
 _COMMON = (
     " Best epoch on the test images, as published. Here: a batch is mixed as a whole and not per GPU, "
     "crops are torchvision's (ten tries), an epoch's last batch runs on into the next, and sets so small "
-    "that the recipe would leave fewer than 400 updates get smaller batches, then more epochs."
+    "that the recipe would leave fewer than 1000 updates get smaller batches, then more epochs."
 )
 
 

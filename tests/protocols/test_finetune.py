@@ -333,8 +333,8 @@ def test_small_sets_get_smaller_batches_before_more_epochs() -> None:
     assert len(imagenet.shares) == 100
     assert imagenet.shares[-1] == 1
     digits = plan(FineTune(), 1437)
-    assert (digits.steps, digits.batch_size, digits.shares) == (400, 128, (1.0,))
-    assert plan(FineTune(), 60).steps == 400
+    assert (digits.steps, digits.batch_size, digits.shares) == (1000, 128, (1.0,))
+    assert plan(FineTune(), 60).steps == 1000
     assert plan(FineTune(batch_size=100), 60).batch_size == 100
 
 
