@@ -22,7 +22,7 @@ from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 from mimbench.method import Step
 from mimbench.seeding import seeded_init
-from mimbench.train_step import parameter_groups
+from mimbench.trainee import parameter_groups
 
 from .build import TINY, batch, build, optimiser, train
 
