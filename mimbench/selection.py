@@ -126,3 +126,18 @@ def select_and_test(
         chosen_on=choose_on,
     )
     return selection, test(chosen, data.open_test() if opened is None else opened)
+
+
+def tested_alone(
+    data: Dataset, candidate: Mapping[str, Any], test: Callable[[Split], T], why: str
+) -> tuple[dict[str, Any], T]:
+    """Open test once for the one candidate there is, such as an official recipe that trains on validation
+    too; what to say of the choice (as ``Selection.content``), and what came out. why: one sentence."""
+    content = {
+        "rule": "nothing to choose",
+        "candidates": [dict(candidate)],
+        "chosen": 0,
+        "edges": [],
+        "notes": [why],
+    }
+    return content, test(data.open_test())

@@ -18,7 +18,7 @@ from mimbench.outcomes import Overlaps
 from mimbench.precision import make_fabric
 from mimbench.protocol import Evaluation, Protocol, Surroundings, sampled
 from mimbench.seeding import seeded_init
-from mimbench.selection import Scores, select_and_test
+from mimbench.selection import Scores, select_and_test, tested_alone
 from protocols.parts.ade20k_recipes import RECIPES, schedulers
 from protocols.parts.frozen import layer_at
 from protocols.parts.patches import figures, ignored, label_map
@@ -123,15 +123,12 @@ class ADE20K(Protocol):
     ) -> tuple[dict[str, Any], Overlaps, dict[str, float]]:
         """Without a choice, as validation is a part of what is trained on."""
         (lr,) = self.lr
-        selection, found = select_and_test(
+        content, found = tested_alone(
             data,
-            [{"lr": lr}],
-            lambda split: Scores([0.0]),
-            lambda chosen, split: work.overlaps(work.trained(lr), split),
-            notes=["trained on train and validation together, as published: nothing was chosen"],
-            metric=self.metric,
+            {"lr": lr},
+            lambda split: work.overlaps(work.trained(lr), split),
+            "trained on train and validation together, as published: nothing was chosen",
         )
-        content = {**selection.content(), "rule": "nothing to choose", "candidates": [{"lr": lr}]}
         return content, found, figures(found)
 
     def _chosen(self, work: _Work, data: Dataset) -> tuple[dict[str, Any], Overlaps, dict[str, float]]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +18,7 @@ from pydantic import Field
 from mimbench.errors import UserError
 from mimbench.outcomes import Detections
 from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings, sampled
-from mimbench.selection import select_and_test
+from mimbench.selection import select_and_test, tested_alone
 from protocols.parts.objects import objects, useful
 
 if TYPE_CHECKING:
@@ -147,7 +148,13 @@ class CocoDetection(Protocol):
                 more = {f"validation_{self.metric}": selection.score}
             else:
                 study.train_all()
-                (judge, found), content, chosen, more = study.test(0, data.open_test()), {}, 0, {}
+                content, (judge, found) = tested_alone(
+                    data,
+                    {"lr": self.lr[0]},
+                    partial(study.test, 0),
+                    "trained on train and validation together, as published: nothing was chosen",
+                )
+                chosen, more = 0, {}
         return self._evaluation(judge, found, data, content, more, study, chosen)
 
     def _evaluation(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-import method_zoo.parts.targets
+import method_zoo.parts.losses
 from method_zoo.parts.patches import patchify
 from mimbench import registry
 from mimbench.method import Losses, Method
@@ -157,7 +157,7 @@ def test_a_wrong_eps_or_activation_would_be_noticed(path: Path, mistake) -> None
 def test_a_wrong_patch_order_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     run = read(FIGURES / "mae" / "normpix_s20.json")
     monkeypatch.setattr(
-        method_zoo.parts.targets, "patchify", lambda images, size: patchify(images, size, order="channel")
+        method_zoo.parts.losses, "patchify", lambda images, size: patchify(images, size, order="channel")
     )
     _, _, losses = _repeat(run, torch.float64)
     assert abs(losses.total.item() - run.loss) > 1e-3

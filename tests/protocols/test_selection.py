@@ -11,7 +11,7 @@ from protocol_toys import ToyDataset
 
 import protocols
 from mimbench.protocol import EvaluationFailed
-from mimbench.selection import Scores, grid_edges, select, select_and_test
+from mimbench.selection import Scores, grid_edges, select, select_and_test, tested_alone
 
 
 def test_the_best_on_validation_is_chosen_then_the_lower_loss_then_the_first():
@@ -60,4 +60,18 @@ def test_test_is_opened_after_choosing_and_once():
 def test_no_protocol_opens_test_by_itself():
     files = sorted(Path(protocols.__file__).parent.rglob("*.py"))
     assert {"linprobe.py", "knn.py"} <= {path.name for path in files}
-    assert [path.name for path in files if "open_test" in path.read_text()] == []
+    # diagnostics chooses nothing; a derived data set passes on what is opened
+    assert {path.name for path in files if "open_test" in path.read_text()} == {
+        "diagnostics.py",
+        "derived.py",
+    }
+
+
+def test_the_only_candidate_is_tested_once_and_nothing_passes_for_a_choice():
+    data = ToyDataset()
+    content, found = tested_alone(data, {"lr": 1.0}, lambda split: split, "trained on validation too")
+    assert data.test_openings == 1
+    assert found is data.test
+    assert content["rule"] == "nothing to choose"
+    assert content["candidates"] == [{"lr": 1.0}]
+    assert not any(name.startswith("validation") for name in content["candidates"][0])
