@@ -128,7 +128,7 @@ def select_and_test(
     return selection, test(chosen, data.open_test() if opened is None else opened)
 
 
-def tested_alone(
+def without_choice(
     data: Dataset, candidate: Mapping[str, Any], test: Callable[[Split], T], why: str
 ) -> tuple[dict[str, Any], T]:
     """Open test once for the one candidate there is, such as an official recipe that trains on validation

@@ -18,7 +18,7 @@ from mimbench.outcomes import Overlaps
 from mimbench.precision import make_fabric
 from mimbench.protocol import Evaluation, Protocol, Surroundings, sampled
 from mimbench.seeding import seeded_init
-from mimbench.selection import Scores, select_and_test, tested_alone
+from mimbench.selection import Scores, select_and_test, without_choice
 from protocols.parts.ade20k_recipes import RECIPES, schedulers
 from protocols.parts.frozen import layer_at
 from protocols.parts.patches import figures, ignored, label_map
@@ -123,7 +123,7 @@ class ADE20K(Protocol):
     ) -> tuple[dict[str, Any], Overlaps, dict[str, float]]:
         """Without a choice, as validation is a part of what is trained on."""
         (lr,) = self.lr
-        content, found = tested_alone(
+        content, found = without_choice(
             data,
             {"lr": lr},
             lambda split: work.overlaps(work.trained(lr), split),

@@ -18,7 +18,7 @@ from pydantic import Field
 from mimbench.errors import UserError
 from mimbench.outcomes import Detections
 from mimbench.protocol import Evaluation, Preset, Protocol, Surroundings, sampled
-from mimbench.selection import select_and_test, tested_alone
+from mimbench.selection import select_and_test, without_choice
 from protocols.parts.objects import objects, useful
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class CocoDetection(Protocol):
                 more = {f"validation_{self.metric}": selection.score}
             else:
                 study.train_all()
-                content, (judge, found) = tested_alone(
+                content, (judge, found) = without_choice(
                     data,
                     {"lr": self.lr[0]},
                     partial(study.test, 0),

@@ -11,7 +11,7 @@ from protocol_toys import ToyDataset
 
 import protocols
 from mimbench.protocol import EvaluationFailed
-from mimbench.selection import Scores, grid_edges, select, select_and_test, tested_alone
+from mimbench.selection import Scores, grid_edges, select, select_and_test, without_choice
 
 
 def test_the_best_on_validation_is_chosen_then_the_lower_loss_then_the_first():
@@ -69,7 +69,7 @@ def test_no_protocol_opens_test_by_itself():
 
 def test_the_only_candidate_is_tested_once_and_nothing_passes_for_a_choice():
     data = ToyDataset()
-    content, found = tested_alone(data, {"lr": 1.0}, lambda split: split, "trained on validation too")
+    content, found = without_choice(data, {"lr": 1.0}, lambda split: split, "trained on validation too")
     assert data.test_openings == 1
     assert found is data.test
     assert content["rule"] == "nothing to choose"
