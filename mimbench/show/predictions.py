@@ -97,7 +97,7 @@ def _segmentations(
             (
                 Panel(image),
                 Panel(_coloured(target, colours)),
-                *(Panel(_coloured(m, colours), f"{share:.0%} of pixels") for m, share in shown),
+                *(Panel(_coloured(m, colours), f"{share:.0%} of pixels right") for m, share in shown),
             )
         )
     legend = tuple((data.classes[c], _hex(colours[c])) for c in sorted(present))

@@ -162,9 +162,11 @@ def test_a_dozen_columns_are_spread_over_the_console_and_none_is_lost(board, wid
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
 def test_the_boards_of_this_repository_still_load(folder):
     found = tables(load(folder))
-    assert sum(len(table.rows) for table in found) > 3
-    kept = pd.read_csv(folder / "leaderboard.csv").set_index(["table", "variant", "protocol"])
-    again = summary(found).set_index(["table", "variant", "protocol"])
+    assert sum(len(table.rows) for table in found) >= 3
+    kept = pd.read_csv(folder / "leaderboard.csv", dtype={"rank": str}).set_index(
+        ["table", "variant", "protocol", "evaluated_on"]
+    )
+    again = summary(found).set_index(["table", "variant", "protocol", "evaluated_on"])
     for name in ("value", "low", "high", "p_above"):
         np.testing.assert_allclose(again[name], kept[name].reindex(again.index), rtol=1e-12)
     # A CSV that a spreadsheet opens has an apostrophe before what starts like a formula; ranks do not.

@@ -55,7 +55,7 @@ def test_label_maps_stand_beside_the_annotation(segmented, tmp_path):
         known = target < len(data.classes)
         for panel in said:
             share = (panel.image == truth.image).all(-1)[known].mean()
-            assert panel.caption == f"{share:.0%} of pixels"
+            assert panel.caption == f"{share:.0%} of pixels right"
 
 
 def test_other_rows_and_other_data_are_told(segmented, tmp_path):
