@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from lightning_fabric import Fabric
 
 from mimbench.errors import UserError
@@ -26,3 +27,12 @@ def on_first(fabric: Fabric, work: Callable[[], T]) -> T:
     if mistake is not None:
         raise UserError(mistake)
     return result  # type: ignore[return-value]
+
+
+def gathered(fabric: Fabric | None, mine: T) -> list[T]:
+    """What each process has, on all of them, in their order. Anything that pickles."""
+    if fabric is None or fabric.world_size == 1:
+        return [mine]
+    parts: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(parts, mine)
+    return parts

@@ -65,7 +65,10 @@ class Evaluation:
 
 
 def sampled(count: int, most: int = 8) -> list[int]:
-    """The test images whose predictions are kept: ``most`` of ``count`` places, evenly spread."""
+    """``most`` of ``count`` places, evenly spread, the first included; all where there are fewer.
+
+    By default the test images whose predictions are kept.
+    """
     return [i * count // most for i in range(most)] if most < count else list(range(count))
 
 

@@ -16,7 +16,7 @@ from mimbench.data.transforms import EvalTransform, TrainTransform
 from mimbench.errors import UserError
 from mimbench.outcomes import Values
 from mimbench.progress import Progress
-from mimbench.protocol import Evaluation, Protocol, Surroundings
+from mimbench.protocol import Evaluation, Protocol, Surroundings, sampled
 from mimbench.similarity import linear_cka
 from mimbench.spec import Augmentation, Readout
 from protocols.parts.frozen import read
@@ -65,7 +65,7 @@ class Diagnostics(Protocol):
         unit = F.normalize(features.double(), dim=1)
         from_mean = (unit - unit.mean(0)).square().sum(1)
         rank, centred = effective_rank(features), effective_rank(features - features.mean(0))
-        few = _spaced(len(split), self.images)
+        few = np.array(sampled(len(split), self.images))
         metrics = {
             "variance": float(from_mean.mean()),
             "rankme": rank,
@@ -186,8 +186,3 @@ def _leak(encoder: Encoder, images: Tensor) -> float | None:
 def _visible(encoder: Encoder, images: Tensor, mask: Tensor) -> Tensor:
     normalised = (images.float() / 255 - encoder.mean) / encoder.std
     return encoder.backbone.encode(normalised, mask, fill="drop").patches.float()
-
-
-def _spaced(count: int, most: int) -> np.ndarray:
-    """At most ``most`` of ``count`` places, evenly spread."""
-    return np.arange(count) if count <= most else np.arange(most) * count // most

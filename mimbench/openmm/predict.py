@@ -13,6 +13,7 @@ from torch import nn
 from mimbench.data.loading import in_order
 from mimbench.openmm.prepare import quiet
 from mimbench.openmm.samples import AtIndices, Samples
+from mimbench.processes import gathered
 from mimbench.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -53,11 +54,7 @@ def predict(
                     report(Progress(stage, done, seconds_left=left))
     finally:
         model.train(was_training)
-    if fabric.world_size == 1:
-        return kept
-    parts: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(parts, kept)
     found: list[Any] = [None] * len(samples)
-    for rank, part in enumerate(parts):
+    for rank, part in enumerate(gathered(fabric, kept)):
         found[rank :: fabric.world_size] = part
     return found

@@ -12,7 +12,8 @@ from torch import Tensor
 from mimbench.data import Dataset
 from mimbench.data.transforms import EvalTransform
 from mimbench.progress import Progress
-from mimbench.show.panels import Panel, Sheet, file_name, spaced
+from mimbench.protocol import sampled
+from mimbench.show.panels import Panel, Sheet, file_name
 from mimbench.show.rows import TrainedRow
 from mimbench.similarity import linear_cka
 
@@ -51,7 +52,7 @@ def _layers(row: TrainedRow, data: Dataset, report: Callable[[Progress], None]) 
     """The mean patch token of each block, [N, D], as it left it."""
     encoder = row.encoder()
     transform = EvalTransform(encoder.image_size, data.defaults.crop_pct)
-    places = spaced(len(data.validation), IMAGES)
+    places = sampled(len(data.validation), IMAGES)
     layers = tuple(range(-encoder.depth, 0))
     found: list[list[Tensor]] = [[] for _ in layers]
     for first in range(0, len(places), BATCH):

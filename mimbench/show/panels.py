@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mimbench.protocol import sampled
+
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split
 
@@ -53,15 +55,10 @@ def file_name(*parts: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._+]+", "-", part).strip("-") for part in parts)
 
 
-def spaced(count: int, wanted: int) -> list[int]:
-    """``wanted`` of ``count`` places, evenly spread, the first included; all where there are fewer."""
-    return [i * count // wanted for i in range(wanted)] if wanted < count else list(range(count))
-
-
 def spread_over_classes(split: Split, wanted: int) -> list[int]:
     """Places of ``wanted`` images, of as many classes as there are: the first of each, then the second."""
     if split.labels is None:
-        return spaced(len(split), wanted)
+        return sampled(len(split), wanted)
     members = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
     order = sorted(
         (place, number) for number, own in enumerate(members) for place in range(min(len(own), wanted))

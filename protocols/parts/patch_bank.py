@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mimbench import rng
 from mimbench.errors import UserError
-from protocols.parts.patches import Fit, gathered, label_patches, see
+from mimbench.processes import gathered
+from protocols.parts.patches import Fit, label_patches, see
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from mimbench.data.loading import in_order
 from mimbench.data.transforms import resize
 from mimbench.outcomes import Overlaps
+from mimbench.processes import gathered
 from mimbench.progress import Progress
 from mimbench.protocol import sampled
 
@@ -257,15 +258,6 @@ def score(
         Overlaps(np.concatenate([o.intersections for o in one]), np.concatenate([o.unions for o in one]))
         for one in zip(*images, strict=True)
     ]
-
-
-def gathered(fabric: Fabric | None, mine: Any) -> list[Any]:
-    """What each process has, on all of them, in their order."""
-    if fabric is None or fabric.world_size == 1:
-        return [mine]
-    parts: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(parts, mine)
-    return parts
 
 
 def figures(overlaps: Overlaps) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from mimbench.train_loop import on_first
+from mimbench.processes import on_first
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
