@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import platform
 from datetime import timedelta
@@ -106,7 +108,21 @@ def make_fabric(precision: Precision, accelerator: str = "auto") -> Fabric:
         plugins.append(LightningEnvironment())  # not what a surrounding SLURM or MPI allocation suggests
     fabric = Fabric(plugins=plugins, **options)
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Leave the process group while the interpreter still runs.
+
+    A thread of gloo may still hold the tensor of the last collective; freeing it needs the interpreter's
+    lock, and a thread that asks for that lock during the shutdown of Python aborts the process. What
+    still refers to the group is collected first, so that destroying it joins those threads.
+    """
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _autocast(precision: Literal["bf16-mixed", "16-mixed"], device: str) -> Any:
