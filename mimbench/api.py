@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from mimbench import records
+from mimbench import journal, records
 from mimbench.errors import UserError, unknown
 from mimbench.executors import Summary, Watch
 from mimbench.files import make_folder
@@ -138,6 +138,8 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
         estimates = estimate(left, {job.id: job for job in plan}, workshop) if workshop else {}
         finished = tuple(job for job in plan if job.id in done)
         return Result(plan, Summary(finished, (), tuple(left)), request.out, (), estimates)
+    if first:
+        journal.note(request.out, request, (job.id for job in plan))
     if workshop is None:
         summary = Summary(plan.jobs)
     else:

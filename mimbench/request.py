@@ -21,6 +21,17 @@ ALL = "all"  # protocols
 BUDGETS = ("epochs", "images", "flops", "hours")
 
 
+class About(Frozen):
+    """What an experiment asks and how its answer is read; the page shows it beside the numbers."""
+
+    title: str
+    question: str  # in one sentence
+    reading: str = ""  # what would speak for which answer, and what was found elsewhere; plain words
+    axis: str = ""  # the setting along which the rows are plotted, such as mask_ratio
+    axis_label: str = ""  # of the plot: "share of patches masked"
+    sources: tuple[str, ...] = ()  # arXiv numbers of who asked it
+
+
 class Request(Frozen):
     """One benchmark run as asked for. Everything has a default except ``methods``."""
 
@@ -83,6 +94,7 @@ class Request(Frozen):
     workers: int | None = Field(None, ge=0, description="Data-loading processes; chosen by default.")
     out: Path = Field(RESULTS, description="Results folder: records, weights, tables.")
     dry_run: bool = Field(False, description="List the jobs and an estimate of their cost, then stop.")
+    about: About | None = Field(None, description="What the experiment asks: in experiment files alone.")
 
     @field_validator("methods", "protocol", "data", "seeds", mode="before")
     @classmethod

@@ -20,12 +20,10 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mimbench.report import figures, text
-from mimbench.report.costs import BY_KEY, COSTS
-from mimbench.report.tables import Row, Table
-
-CURVES = 24  # small multiples at most; beyond, they are no longer compared by eye
-PLOTTED = 3  # protocols with a plot of their own
+from mimbench.report import figures, sections, text
+from mimbench.report.costs import COSTS
+from mimbench.report.sections import Surroundings
+from mimbench.report.tables import Table
 
 
 def html(found: Sequence[Table], folder: Path, out: Path) -> str:
@@ -38,15 +36,17 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         lstrip_blocks=True,
     )
     style, script = (environment.get_template(name).render() for name in ("page.css", "page.js"))
+    surroundings = Surroundings(environment, folder, _links(folder, out))
     page = environment.get_template("page.html").render(
         style=Markup(style),
         script=Markup(script),
         style_hash=_source_hash(style),
         script_hash=_source_hash(script),
-        views=[_view(table, number) for number, table in enumerate(found, start=1)],
+        views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
         any_older=any(row.older for table in found for row in table.rows),
         all_costs=COSTS,
-        link=_links(folder, out),
+        link=surroundings.link,
+        closing=sections.of_page(found, surroundings),
         newest=max((row.finished for table in found for row in table.rows), default=""),
         percent=text.percent,
         number=text.number,
@@ -73,14 +73,13 @@ def _links(folder: Path, out: Path) -> Callable[[str], str]:
     return lambda record: f"{base}/{quote(record, safe='')}.json"
 
 
-def _view(table: Table, number: int) -> dict[str, Any]:
+def _view(table: Table, number: int, surroundings: Surroundings) -> dict[str, Any]:
     """What the template needs of a table beyond its rows."""
     costs = [
         (cost, *cost.unit(row.cost[cost.key] for row in table.rows))
         for cost in COSTS
         if any(row.cost[cost.key] > 0 for row in table.rows)
     ]
-    curves = [(row.variant, figures.curve(_losses(row))) for row in table.rows if row.curves]
     return {
         "number": number,
         "table": table,
@@ -107,9 +106,7 @@ def _view(table: Table, number: int) -> dict[str, Any]:
         ],
         "costs": costs,
         "devices": sorted({row.device for row in table.rows if row.device}),
-        "plots": _plots(table),
-        "curves": curves[:CURVES],
-        "more_curves": len(curves) - CURVES,
+        "sections": sections.of_table(table, surroundings),
     }
 
 
@@ -137,52 +134,3 @@ def _figures(table: Table, place: int) -> list[tuple[str, dict[str, str]]]:
         for variant, metrics in found
         if metrics
     ]
-
-
-def _losses(row: Row) -> list[list[tuple[float, float]]]:
-    return [
-        [(point["progress"], point["loss"]) for point in run if "progress" in point and "loss" in point]
-        for run in row.curves.values()
-    ]
-
-
-def _plots(table: Table) -> list[tuple[str, Markup]]:
-    """Scores against computation, a plot a protocol that ranks, and against time for the first."""
-    wanted = [(place, "pflops") for place in _most_different(table)[:PLOTTED]]
-    wanted += [(place, "hours") for place, _ in wanted[:1]]
-    plots = []
-    for place, key in wanted:
-        column, cost = table.columns[place], BY_KEY[key]
-        factor, unit = cost.unit(row.cost[key] for row in table.rows)
-        x_label = f"{cost.title.lower()} in {unit}"
-        rows = [r for r in table.rows if not r.older and not math.isnan(r.cells[place].value)]
-        points = [
-            figures.Point(
-                r.variant,
-                r.role,
-                factor * r.cost[key],
-                r.cells[place].value,
-                r.cells[place].low,
-                r.cells[place].high,
-            )
-            for r in rows
-            if r.cost[key] > 0
-        ]
-        lines = [(r.variant, r.cells[place].value) for r in rows if r.role == "floor" and not r.cost[key] > 0]
-        name = f"{column.title} {column.heading}"
-        drawn = figures.scatter(points, lines, x_label, name, column.unit == "share")
-        if drawn:
-            plots.append((f"{name} against {x_label}", drawn))
-    return plots
-
-
-def _most_different(table: Table) -> list[int]:
-    """Places of the columns that rank: first one of each metric on each data set, then the others."""
-    seen: set[tuple[str, str]] = set()
-    first: list[int] = []
-    others: list[int] = []
-    for place, column in enumerate(table.columns):
-        if column.ranked:
-            (others if (column.metric, column.tested_on) in seen else first).append(place)
-            seen.add((column.metric, column.tested_on))
-    return first + others

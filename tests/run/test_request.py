@@ -14,7 +14,7 @@ from mimbench import cli, request
 from mimbench.errors import UserError
 from mimbench.request import Request, make_request
 
-FIELDS = set(Request.model_fields)
+FIELDS = set(Request.model_fields) - {"about"}  # which experiment files alone may hold
 # A value other than the default for each option: as typed, as in YAML, as in Python.
 OTHER = {
     "methods": ("mae[depth=2],beit", "mae[depth=2],beit", ["mae[depth=2]", "beit"]),

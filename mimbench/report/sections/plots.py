@@ -1,0 +1,62 @@
+"""Results against what they cost."""
+
+from __future__ import annotations
+
+import math
+
+from markupsafe import Markup
+
+from mimbench.report import figures
+from mimbench.report.costs import BY_KEY
+from mimbench.report.sections.surroundings import Surroundings
+from mimbench.report.tables import Table
+
+PLOTTED = 3  # protocols with a plot of their own
+
+
+def draw(table: Table, surroundings: Surroundings) -> Markup:
+    """Empty where fewer than two rows have a cost."""
+    plots = _plots(table)
+    return surroundings.render("plots.html", plots=plots) if plots else Markup("")
+
+
+def _plots(table: Table) -> list[tuple[str, Markup]]:
+    """Scores against computation, a plot a protocol that ranks, and against time for the first."""
+    wanted = [(place, "pflops") for place in _most_different(table)[:PLOTTED]]
+    wanted += [(place, "hours") for place, _ in wanted[:1]]
+    plots = []
+    for place, key in wanted:
+        column, cost = table.columns[place], BY_KEY[key]
+        factor, unit = cost.unit(row.cost[key] for row in table.rows)
+        x_label = f"{cost.title.lower()} in {unit}"
+        rows = [r for r in table.rows if not r.older and not math.isnan(r.cells[place].value)]
+        points = [
+            figures.Point(
+                r.variant,
+                r.role,
+                factor * r.cost[key],
+                r.cells[place].value,
+                r.cells[place].low,
+                r.cells[place].high,
+            )
+            for r in rows
+            if r.cost[key] > 0
+        ]
+        lines = [(r.variant, r.cells[place].value) for r in rows if r.role == "floor" and not r.cost[key] > 0]
+        name = f"{column.title} {column.heading}"
+        drawn = figures.scatter(points, lines, x_label, name, column.unit == "share")
+        if drawn:
+            plots.append((f"{name} against {x_label}", drawn))
+    return plots
+
+
+def _most_different(table: Table) -> list[int]:
+    """Places of the columns that rank: first one of each metric on each data set, then the others."""
+    seen: set[tuple[str, str]] = set()
+    first: list[int] = []
+    others: list[int] = []
+    for place, column in enumerate(table.columns):
+        if column.ranked:
+            (others if (column.metric, column.tested_on) in seen else first).append(place)
+            seen.add((column.metric, column.tested_on))
+    return first + others
