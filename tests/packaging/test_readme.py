@@ -19,6 +19,7 @@ from mimbench.request import make_request
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+BOARDS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -27,7 +28,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 COMMANDS = [
     part.strip()
-    for block in blocks(README, "bash")
+    for block in blocks(README, "bash") + blocks(BOARDS, "bash")
     for line in block.splitlines()
     for part in line.split("&&")
     if part.strip()
