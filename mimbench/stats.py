@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -18,7 +19,7 @@ from mimbench import jackknife
 from mimbench.outcomes import Hits, Outcomes, Values
 
 LEVEL = 0.95  # of intervals
-ALPHA = 0.05  # of paired tests, for each pair: not corrected for the number of pairs
+ALPHA = 0.05  # of the paired tests of one column together, see ``ranks``
 
 
 def interval(outcomes: Sequence[Outcomes], level: float = LEVEL) -> tuple[float, float]:
@@ -144,24 +145,59 @@ def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(density[totals >= observed].sum(), 0.0, 1.0))
 
 
-def ranks(methods: Sequence[Sequence[Outcomes]], alpha: float = ALPHA) -> tuple[list[str], list[float]]:
-    """Ranks of methods given best first, with ties, and each one's p-value against the one above it.
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values of a family of tests, in the order given: reject where they are below alpha.
 
-    methods: the outcomes of each, one a seed.
-
-    A method ties with the best of the group above while the paired test cannot tell them apart;
-    comparing with the group's best, and not only with the neighbour, keeps a chain of small steps from
-    tying a first with a last. Ranks are competition ranks: "1", "2=", "2=", "4".
+    The chance of even one false rejection stays below alpha, whichever hypotheses are true and however the
+    tests depend on each other (Holm 1979, Scandinavian Journal of Statistics 6(2)). The smallest p is
+    multiplied by the number of tests, the next one by one less, and so on; none falls below one before it.
+    Raises ValueError for what is no probability.
     """
-    against_above = [float("nan")][: len(methods)] + [difference_p(a, b) for a, b in pairwise(methods)]
+    found = np.asarray(p, np.float64)
+    if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
+        raise ValueError(f"holm takes a list of probabilities, got {list(p)}")
+    order = np.argsort(found, kind="stable")
+    steps = np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1))
+    adjusted = np.empty_like(found)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted.tolist()
+
+
+class Ranking(NamedTuple):
+    """Of methods given best first.
+
+    labels: competition ranks with ties: "1", "2=", "2=", "4". p_above: of the paired test against the one
+    just above, adjusted by ``holm`` among all such neighbours; NaN for the first. p_above_raw: unadjusted.
+    """
+
+    labels: list[str]
+    p_above: list[float]
+    p_above_raw: list[float]
+
+
+def ranks(methods: Sequence[Sequence[Outcomes]], alpha: float = ALPHA) -> Ranking:
+    """Ranks with ties of methods given best first. methods: the outcomes of each, one a seed.
+
+    A method opens a rank of its own when a paired test tells it from the best of the rank above. Comparing
+    with that best, and not only with the neighbour, keeps a chain of small steps from tying a first with a
+    last. Of m methods the m - 1 tests of neighbours are one family, corrected by ``holm``. Best and method
+    that are no neighbours are the ends of a run, picked because they lie far apart: were all m alike, the
+    two most distant of them would pass a test corrected for m - 1 comparisons far too often. So theirs is
+    corrected for all m(m - 1)/2 pairs they could have been (Bonferroni).
+    """
+    m = len(methods)
+    raw = [difference_p(a, b) for a, b in pairwise(methods)]
+    nan = [float("nan")][:m]
+    above = nan + holm(raw)
     groups: list[list[int]] = []
     for i, mine in enumerate(methods):
         if groups:
             best = groups[-1][0]
-            p = against_above[i] if best == i - 1 else difference_p(methods[best], mine)
+            pairs = m * (m - 1) / 2
+            p = above[i] if best == i - 1 else difference_p(methods[best], mine) * pairs
             if p >= alpha:
                 groups[-1].append(i)
                 continue
         groups.append([i])
     labels = [f"{group[0] + 1}" + ("=" if len(group) > 1 else "") for group in groups for _ in group]
-    return labels, against_above
+    return Ranking(labels, above, nan + raw)

@@ -111,9 +111,9 @@ def with_ranks(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
             if column.ranked and row.role == "method" and not row.older and row.cells[place].outcomes
         ]
         ranked.sort(key=lambda pair: (-pair[1].value, rows[pair[0]].variant))
-        labels, p_above = stats.ranks([cell.outcomes for _, cell in ranked])
-        for (i, cell), label, p in zip(ranked, labels, p_above, strict=True):
+        ranking = stats.ranks([cell.outcomes for _, cell in ranked])
+        for (i, cell), label, p, raw in zip(ranked, *ranking, strict=True):
             cells = list(rows[i].cells)
-            cells[place] = replace(cell, rank=label, p_above=p)
+            cells[place] = replace(cell, rank=label, p_above=p, p_above_raw=raw)
             rows[i] = replace(rows[i], cells=tuple(cells))
     return rows

@@ -134,7 +134,9 @@ def _legend(table: Table) -> str:
     if any(len(cell.seeds) > 1 for cell in cells):
         lines.append(f"±: standard deviation over {len(table.seeds)} seeds")
     if any(cell.rank.endswith("=") for cell in cells):
-        lines.append("=: a tie, the paired test cannot tell them apart (p ≥ 0.05)")
+        lines.append(
+            "=: a tie, the paired test cannot tell them apart (p ≥ 0.05, corrected for how many there are)"
+        )
     if any(cell.edges for cell in cells):
         lines.append(f"{EDGE}: chosen at the edge of what was tried")
     if any(row.role == "floor" for row in table.rows):

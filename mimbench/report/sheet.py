@@ -19,7 +19,8 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
 
     Values are in their ``unit``: a "share" lies in [0, 1], a "number" is whatever its metric says.
     ``evaluated_on`` is the test data. Holes are NaN with a ``reason``; per-seed values read
-    ``0:0.871 1:0.869`` and their records stand in the same order.
+    ``0:0.871 1:0.869`` and their records stand in the same order. ``p_above`` is the p-value against the
+    method ranked just above, corrected for the number of methods in its column; ``p_above_raw`` is not.
     """
     return pd.DataFrame(
         [
@@ -72,6 +73,7 @@ def _result(table: Table, column: Column, cell: Cell) -> dict[str, Any]:
         "n_seeds": len(cell.seeds),
         "n_images": cell.images,
         "p_above": cell.p_above,
+        "p_above_raw": cell.p_above_raw,
         "candidates": cell.candidates,
         "chosen": " | ".join(f"{seed}: {what}" for seed, what in cell.chosen.items()),
         "at_edge_of_grid": " | ".join(cell.edges),

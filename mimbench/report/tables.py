@@ -77,7 +77,8 @@ class Cell:
     seeds: dict[int, tuple[float, str]] = field(default_factory=dict)  # seed -> (value, record id)
     outcomes: tuple[Outcomes, ...] = field(default=(), repr=False, compare=False)  # one a seed
     rank: str = ""  # "1", "2=", ...; empty for floor, ceiling, older versions and holes
-    p_above: float = NAN  # paired test against the method ranked just above
+    p_above: float = NAN  # paired test against the method ranked just above, Holm's among all such
+    p_above_raw: float = NAN  # the same test on its own
     candidates: int = 0  # that were chosen from, in each seed
     chosen: dict[int, str] = field(default_factory=dict)  # seed -> what it chose, in words
     edges: tuple[str, ...] = ()  # choices at the edge of what was tried: more might have been better
