@@ -177,6 +177,11 @@ class Card(Spec):
             raise ValueError(f"the card of {self.key!r} lacks its arXiv number, year or recipe")
         return self
 
+    def facts(self) -> dict[str, Any]:
+        """As a record keeps it, for pages that import no method: of the published recipe the source only,
+        since the record's content holds the recipe that was used."""
+        return {**self.content(), "recipe": self.recipe.source if self.recipe else None}
+
 
 class Budget(Spec):
     """How long pre-training lasts."""

@@ -91,8 +91,9 @@ class Workshop:
     def _pretrain(self, job: Job, report: Report) -> dict[str, Any]:
         """Fields of the record of a pretrain or tokenizer job."""
         needs = {need: self.product(need) for need in job.needs}
+        method = self.method(job)
         trained = pretrain(
-            self.method(job),
+            method,
             self.data,
             recipe=recipe_of(job),
             setting=Setting.model_validate(job.content["setting"]),
@@ -110,7 +111,7 @@ class Workshop:
             "product": trained.product,
             "cost": self._with_external(job, trained.cost),
             "curve": trained.curve,
-            "facts": trained.facts,
+            "facts": {**trained.facts, "card": method.card.facts()},
         }
 
     def method(self, job: Job, stand_ins: Mapping[str, Job] | None = None) -> Method:

@@ -100,13 +100,29 @@ class Axes:
             kind, self.at_x(x), self.at_y(y), title
         )
 
-    def name(self, words: str, x: float, y: float) -> Markup:
-        """A name beside a place on paper, moved up past names there; left of it near the right edge."""
+    def keep_clear(self, x: float, y: float) -> None:
+        """Names that come later do not cover this place on paper, such as a dot."""
+        self.taken.append((x - 6, x + 6, y + 5))
+
+    def name(self, words: str, x: float, y: float, leftwards: bool = False) -> Markup:
+        """A name beside a place on paper: where it covers no other, near the place, inside the frame.
+
+        leftwards: left of the place, if there is room; by default right of it.
+        """
         words = words if len(words) <= 24 else words[:23] + "…"
         width = CHARACTER * len(words)
-        start = x + 8 if x + 8 + width <= self.width else x - 8 - width
         y += 4
-        while any(a < start + width and start < b and abs(y - other) < 12 for a, b, other in self.taken):
-            y -= 3
+        right, left = x + 8, x - 8 - width
+        sides = (left, right) if leftwards or right + width > self.width else (right, left)
+        moves = sorted(range(-60, 61, 6), key=lambda move: (abs(move), move))
+        places = [(start, y + move) for move in moves for start in sides]
+        start, y = next((place for place in places if self._free(*place, width)), (sides[0], y))
         self.taken.append((start, start + width, y))
         return text(start, y, words, "name")
+
+    def _free(self, start: float, y: float, width: float) -> bool:
+        """Whether a name there stays on paper and off everything there is."""
+        inside = start >= LEFT and start + width <= self.width and TOP <= y <= self.height - BOTTOM + 2
+        return inside and not any(
+            a < start + width and start < b and abs(y - other) < 12 for a, b, other in self.taken
+        )

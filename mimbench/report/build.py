@@ -167,6 +167,7 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
         curves={seed: e.curve for seed, e in sorted(trained.items()) if e.curve},
         finished=max(e.finished for e in own),
         flags=flags_of(list(trained.values()), seeds),
+        card=next((e.card for e in trained.values() if e.card is not None), None),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mimbench.errors import UserError
+from mimbench.report.cards import MethodCard
 from mimbench.report.costs import NAN, amounts, device
 from mimbench.report.text import plain
 from mimbench.spec import External, Record, Role, Setting, canonical
@@ -57,6 +58,7 @@ class _Facts(BaseModel):
     unit: Literal["share", "number"] = "share"
     ranked: bool = True
     flags: list[str] = []
+    card: MethodCard | None = None  # of a pre-training's method; records of earlier versions have none
 
 
 def entry(record: Record) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def entry(record: Record) -> dict[str, Any]:
         "unit": facts.unit,
         "ranked": facts.ranked,
         "flags": tuple(facts.flags),
+        "card": facts.card,
         "value": record.metrics.get(metric, NAN),
         "metrics": record.metrics,
         "outcomes": record.outcomes,

@@ -12,6 +12,7 @@ from mimbench.report.axes import CHARACTER, LEFT, RIGHT, WIDTH, Axes, text
 from mimbench.report.text import number, percent
 
 LABELLED = 14  # with more points than this, names would cover each other
+LEVELS = 3  # and with more levels than this
 
 
 class Point(NamedTuple):
@@ -37,18 +38,26 @@ def interval_bar(low: float, value: float, high: float, bounds: tuple[float, flo
 
 
 def scatter(
-    points: Sequence[Point], lines: Sequence[tuple[str, float]], x_label: str, y_label: str, share: bool
+    points: Sequence[Point],
+    lines: Sequence[tuple[str, float]],
+    x_label: str,
+    y_label: str,
+    share: bool,
+    front: Sequence[Point] = (),
 ) -> Markup:
     """Scores against cost on a logarithmic axis, with intervals; ``lines`` are levels without a cost.
 
-    share: whether scores lie in [0, 1], which is drawn in percent.
+    share: whether scores lie in [0, 1], which is drawn in percent. front: the points that none beats,
+    cheapest first; a stepped line goes through them. Of many points only these and references are named.
     Returns an empty string where fewer than two points have a cost.
     """
     points = [p for p in points if p.x > 0 and not math.isnan(p.y)]
     if len(points) < 2:
         return Markup("")
     xs = [p.x for p in points]
-    x_low, x_high = min(xs) / 1.25, max(xs) * 1.6  # room for names on the right
+    crowded = len(points) > LABELLED
+    # Room for names: on the right, and of a front, whose line leads to the right, on the left.
+    x_low, x_high = min(xs) / (2 if crowded and front else 1.25), max(xs) * 1.6
     values = [v for p in points for v in (p.low, p.high) if not math.isnan(v)] + [p.y for p in points]
     values += [level for _, level in lines]
     pad = 0.06 * (max(values) - min(values) or 0.1)
@@ -61,17 +70,37 @@ def scatter(
         axes.opened(f"{y_label} against {x_label}, {len(points)} points; the numbers are in the table"),
         axes.grid(x_label),
     ]
-    for i, (name, level) in enumerate(lines):
-        parts.append(axes.level(level))
+    parts += [axes.level(level) for _, level in _ends(lines)]
+    parts.append(_steps(axes, front))
+    for point in points:
+        axes.keep_clear(axes.at_x(point.x), axes.at_y(point.y))
+    for i, (name, level) in enumerate(_ends(lines)):
         side = LEFT - 4 if i % 2 == 0 else WIDTH - RIGHT - 8 - CHARACTER * len(name)  # apart from each other
         parts.append(axes.name(name, side, axes.at_y(level) - 8))
     for point in sorted(points, key=lambda p: p.y):
         parts.append(axes.error(point.x, point.low, point.high))
         title = f"{point.name}: {_score(point.y, share)}, {x_label} {number(point.x)}"
         parts.append(axes.dot(point.x, point.y, point.role, title))
-        if len(points) <= LABELLED:
-            parts.append(axes.name(point.name, axes.at_x(point.x), axes.at_y(point.y)))
+        if not crowded or point in front or point.role != "method":
+            place = (axes.at_x(point.x), axes.at_y(point.y))
+            parts.append(axes.name(point.name, *place, leftwards=point in front))
     return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _ends(lines: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The levels to draw: of many, which would cover each other, the lowest and the highest."""
+    ordered = sorted(lines, key=lambda line: line[1])
+    return ordered if len(ordered) <= LEVELS else [ordered[0], ordered[-1]]
+
+
+def _steps(axes: Axes, front: Sequence[Point]) -> Markup:
+    """From point to point: the best score that each cost buys, up to the right edge."""
+    if not front:
+        return Markup("")
+    first, *others = front
+    path = "".join(f"H{axes.at_x(point.x):.1f}V{axes.at_y(point.y):.1f}" for point in others)
+    start = (axes.at_x(first.x), axes.at_y(first.y))
+    return Markup('<path class="front" d="M{:.1f} {:.1f}{}H{}"/>').format(*start, path, axes.width - RIGHT)
 
 
 def _score(value: float, share: bool) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mimbench.outcomes import Outcomes
 from mimbench.report import text
+from mimbench.report.cards import MethodCard
 from mimbench.report.costs import NAN
 from mimbench.spec import Setting
 
@@ -107,6 +108,7 @@ class Row:
     curves: dict[int, list[dict[str, float]]]  # seed -> learning curve
     finished: str  # when the newest of its records was, ISO 8601
     flags: tuple[str, ...] = ()  # what to know about its pre-training, in sentences
+    card: MethodCard | None = None  # None where its records keep none
 
     @property
     def seeds(self) -> list[int]:

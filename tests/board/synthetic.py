@@ -58,6 +58,7 @@ class Board:
         curve: Sequence[dict[str, float]] = (),
         cost: dict[str, Any] | None = None,
         flags: Sequence[str] = (),
+        card: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Record:
         content = {
@@ -72,7 +73,9 @@ class Board:
             "external": "none",
             **changes,
         }
-        facts = {"flags": list(flags)} if flags else {}
+        facts: dict[str, Any] = {"flags": list(flags)} if flags else {}
+        if card is not None:
+            facts["card"] = card
         done = {} if error else {"curve": list(curve), "cost": COST if cost is None else cost, "facts": facts}
         return self._write(
             "pretrain", f"{variant} · pre-training · seed {seed}", content, error, **({} if error else done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import mimbench
 from mimbench import UserError, records
 from mimbench.executors import Watch
 from mimbench.outcomes import Hits
+from mimbench.registry import find_method
 
 TINY = {"images": 64, "batch_size": 32, "image_size": 8, "precision": "fp32", "baselines": False}
 
@@ -48,6 +50,16 @@ def test_a_run_gives_the_table_and_says_what_was_done(made):
     assert [path.name for path in result.files] == ["leaderboard.csv", "leaderboard.html"]
     assert heard.jobs == [(i, 4, kind) for i, kind in enumerate(["pretrain", "evaluate"] * 2, start=1)]
     assert {"pre-training", "extracting features"} <= heard.stages
+
+
+def test_each_pre_training_keeps_its_methods_card(made):
+    """Pages are drawn where no method is installed; what was never trained has a card too."""
+    result, _ = made
+    kept = {r.content["method"]: r.facts["card"] for r in records.read_folder(result.folder) if not r.needs}
+    for key in ("mae", "random"):
+        assert kept[key] == json.loads(json.dumps(find_method(key).card.facts()))
+    page = (result.folder / "leaderboard.html").read_text(encoding="utf-8")
+    assert find_method("mae").card.paper in page
 
 
 def test_records_hold_all_that_a_result_hangs_on(made):

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from mimbench.report import figures
 from mimbench.report.costs import BY_KEY
+from mimbench.report.pareto import front
 from mimbench.report.sections.surroundings import Surroundings
 from mimbench.report.tables import Table
 
@@ -20,8 +21,8 @@ def draw(table: Table, surroundings: Surroundings) -> Markup:
     return surroundings.render("plots.html", plots=plots) if plots else Markup("")
 
 
-def _plots(table: Table) -> list[tuple[str, Markup]]:
-    """Scores against computation, a plot a protocol that ranks, and against time for the first."""
+def _plots(table: Table) -> list[tuple[str, Markup, list[str]]]:
+    """(title, drawing, names on its front): scores against computation, and for the first against time."""
     wanted = [(place, "pflops") for place in _most_different(table)[:PLOTTED]]
     wanted += [(place, "hours") for place, _ in wanted[:1]]
     plots = []
@@ -44,9 +45,11 @@ def _plots(table: Table) -> list[tuple[str, Markup]]:
         ]
         lines = [(r.variant, r.cells[place].value) for r in rows if r.role == "floor" and not r.cost[key] > 0]
         name = f"{column.title} {column.heading}"
-        drawn = figures.scatter(points, lines, x_label, name, column.unit == "share")
+        methods = [point for point in points if point.role == "method"]
+        best = [methods[i] for i in front([(point.x, point.y) for point in methods])]
+        drawn = figures.scatter(points, lines, x_label, name, column.unit == "share", best)
         if drawn:
-            plots.append((f"{name} against {x_label}", drawn))
+            plots.append((f"{name} against {x_label}", drawn, [point.name for point in best]))
     return plots
 
 
