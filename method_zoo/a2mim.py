@@ -15,7 +15,7 @@ from method_zoo.parts.spectrum import focal_frequency
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 from mimbench.watching import note_pixels
 
 
@@ -40,6 +40,12 @@ class A2MIM(Method):
         target="low level: pixels and spectrum",
         architecture="ViT encoder with mask tokens added at a layer, linear head",
         objective="reconstruction (L1 and focal frequency loss)",
+        classes=Classes(
+            masking="random",
+            target="pixels + spectrum",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1e-4,
             lr_rule="per_512",

@@ -17,7 +17,7 @@ from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -43,6 +43,12 @@ class AMT(Method):
         target="low level: pixels",
         architecture="ViT encoder on visible patches, transformer decoder",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="network-guided",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -13,7 +13,7 @@ from method_zoo.parts.masking import random_scores
 from method_zoo.parts.varying_masks import VaryingMask, most_attended, reveal_hints
 from mimbench import rng
 from mimbench.encoder import Backbone, Encoded
-from mimbench.spec import Card
+from mimbench.spec import Card, Classes
 
 
 class AttMask(IBOT):
@@ -36,6 +36,12 @@ class AttMask(IBOT):
         target=IBOT.card.target,
         architecture=IBOT.card.architecture,
         objective=IBOT.card.objective,
+        classes=Classes(
+            masking="network-guided",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         recipe=RECIPE.model_copy(
             update={
                 "batch_size": 240,

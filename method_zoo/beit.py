@@ -15,7 +15,7 @@ from method_zoo.parts.masking import BlockMask
 from method_zoo.parts.tokenizers import token_ids
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Tokenizer
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class BEiT(Method):
@@ -38,6 +38,12 @@ class BEiT(Method):
         target="low level: discrete tokens",
         architecture="ViT encoder with mask tokens, linear head",
         objective="classification (cross-entropy over the vocabulary)",
+        classes=Classes(
+            masking="random",
+            target="tokens",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         external="tokenizer",
         recipe=Recipe(
             base_lr=1.5e-3,

@@ -18,7 +18,7 @@ from method_zoo.parts.tokenizers import token_ids
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step, Tokenizer
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class BEiTv2(Method):
@@ -42,6 +42,12 @@ class BEiTv2(Method):
         target="high level: discrete tokens distilled from a frozen teacher",
         architecture="ViT encoder with mask tokens, linear head, shallow transformer for the class token",
         objective="classification (cross-entropy over the vocabulary), twice",
+        classes=Classes(
+            masking="random",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         external="tokenizer",
         recipe=Recipe(
             base_lr=1.5e-3,

@@ -21,7 +21,7 @@ from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import HALF, Augmentation, Card, Readout, Recipe
+from mimbench.spec import HALF, Augmentation, Card, Classes, Readout, Recipe
 from mimbench.watching import note_pixels
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -45,11 +45,17 @@ class BootMAE(Method):
         year=2022,
         arxiv="2207.07116",
         code="https://github.com/LightDXY/BootMAE",
-        scheme="reconstruction",
+        scheme="both",
         masking="block",
         target="low level: normalised pixels; high level: features of a moving average",
         architecture="ViT encoder on visible patches, two decoders with cross-attention, moving average",
         objective="reconstruction (L2 of pixels and of features)",
+        classes=Classes(
+            masking="random",
+            target="pixels + trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -22,7 +22,7 @@ from method_zoo.parts.patches import where
 from method_zoo.parts.tokenizers import token_ids
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Tokenizer
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class CAE(Method):
@@ -47,6 +47,12 @@ class CAE(Method):
         target="low level: discrete tokens; high level: the encoder's own features",
         architecture="ViT encoder on visible patches, cross-attention regressor, transformer decoder",
         objective="classification (cross-entropy over the vocabulary) and alignment (L2)",
+        classes=Classes(
+            masking="random",
+            target="tokens + own features",
+            architecture="plain transformer",
+            objective="reconstruction + classification",
+        ),
         external="tokenizer",
         recipe=Recipe(
             base_lr=1.5e-3,

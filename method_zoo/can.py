@@ -22,7 +22,7 @@ from method_zoo.parts.targets import pixels_at
 from mimbench import rng
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -71,6 +71,12 @@ class CAN(Method):
         target="low level: normalised pixels of hidden patches, noise of visible ones",
         architecture="ViT encoder on visible patches, transformer decoder, MLP head",
         objective="reconstruction and denoising (L2), contrast of two views (InfoNCE)",
+        classes=Classes(
+            masking="random",
+            target="pixels + own features",
+            architecture="plain transformer",
+            objective="reconstruction + contrastive",
+        ),
         recipe=Recipe(
             base_lr=2.5e-4,
             lr_rule="per_256",

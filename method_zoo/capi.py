@@ -22,7 +22,7 @@ from method_zoo.parts.patches import take, where
 from method_zoo.parts.prototypes import Prototypes, cross_entropy, sinkhorn
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0, le=1)]
@@ -72,6 +72,12 @@ class CAPI(HandsOnAverage, Method):
         target="high level: clusters of a moving average's patch tokens",
         architecture="ViT encoder on visible patches, cross-attention predictor, moving average",
         objective="classification (cross-entropy to balanced cluster assignments)",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         recipe=Recipe(
             base_lr=1e-3,
             lr_rule="absolute",

@@ -17,7 +17,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 Momentum = Annotated[float, Field(ge=0, le=1)]
@@ -44,6 +44,12 @@ class CMAE(Method):
         target="low level: normalised pixels; high level: features of a moving average",
         architecture="ViT encoder on visible patches, two transformer decoders, MLP heads, moving average",
         objective="reconstruction (L2) and contrast over the batch (InfoNCE)",
+        classes=Classes(
+            masking="random",
+            target="pixels + trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction + contrastive",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

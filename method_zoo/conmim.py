@@ -16,7 +16,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import joined, take, where
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -42,6 +42,12 @@ class ConMIM(HandsOnAverage, Method):
         target="high level: features of a moving average, at each hidden patch",
         architecture="ViT encoder with mask tokens, MLP head, moving average",
         objective="contrast over the patches of an image (InfoNCE)",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="contrastive",
+        ),
         recipe=Recipe(
             base_lr=7.5e-4,
             lr_rule="absolute",

@@ -14,7 +14,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 COLOURS = {"flip": False, "color_jitter": 0.4}  # of both views, drawn for each on its own
 
@@ -39,6 +39,12 @@ class CroCo(Method):
         target="low level: normalised pixels",
         architecture="ViT encoder for both views, decoder with self- and cross-attention",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -19,7 +19,7 @@ from method_zoo.parts.targets import layer_average
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,6 +45,12 @@ class Data2Vec(Method):
         target="high level: features of a moving average, mean over blocks",
         architecture="ViT encoder with mask tokens, linear head, moving average",
         objective="regression of features (smooth L1)",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=2e-3,
             lr_rule="absolute",

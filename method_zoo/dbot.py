@@ -21,7 +21,7 @@ from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step, Teacher
 from mimbench.registry import build_backbone
 from mimbench.seeding import seeded_init
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class DBOT(Method):
@@ -45,6 +45,12 @@ class DBOT(Method):
         target="high level: features of the previous stage's student",
         architecture="ViT encoder on visible patches, transformer decoder, staged teacher",
         objective="reconstruction (smooth L1)",
+        classes=Classes(
+            masking="random",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

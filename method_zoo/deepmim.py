@@ -16,7 +16,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import take, where
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class DeepMIM(Method):
@@ -39,6 +39,12 @@ class DeepMIM(Method):
         target="low level: normalised pixels; high level: teacher features where one is given",
         architecture="ViT encoder on visible patches, transformer decoders on several blocks",
         objective="reconstruction (L2; cosine with a teacher)",
+        classes=Classes(
+            masking="random",
+            target="pixels + frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -20,7 +20,7 @@ from method_zoo.parts.targets import pixels_at
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class DiffMAE(Method):
@@ -44,6 +44,12 @@ class DiffMAE(Method):
         target="low level: pixels",
         architecture="ViT encoder on visible patches, cross-attention decoder on noised patches",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -19,7 +19,7 @@ from method_zoo.parts.patches import patchify, take, where
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Distance = Literal["l2", "smooth_l1"]
 BINS = 9
@@ -47,6 +47,12 @@ class DMJD(Method):
         target="low level: HOG",
         architecture="ViT encoder on visible patches, transformer decoder, MLP on visible tokens",
         objective="reconstruction (L2 of hidden, smooth L1 of visible patches)",
+        classes=Classes(
+            masking="random",
+            target="hog",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=6e-4 / 0.6,
             lr_rule="per_256",

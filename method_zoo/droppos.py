@@ -17,7 +17,7 @@ from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 TEMPERATURE = 0.1  # of the similarities that weigh patches
 
@@ -43,6 +43,12 @@ class DropPos(Method):
         target="low level: positions",
         architecture="ViT encoder on visible patches, transformer decoder without positions",
         objective="classification (cross-entropy over positions)",
+        classes=Classes(
+            masking="random",
+            target="other",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -17,7 +17,7 @@ from method_zoo.parts.targets import normalised
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class DTM(Method):
@@ -41,6 +41,12 @@ class DTM(Method):
         target="high level: teacher features, alike tokens merged",
         architecture="ViT encoder with mask tokens, linear head",
         objective="reconstruction (smooth L1)",
+        classes=Classes(
+            masking="random",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-3,

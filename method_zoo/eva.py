@@ -14,7 +14,7 @@ from method_zoo.parts.images import Denormalise
 from method_zoo.parts.masking import BlockMask
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class EVA(Method):
@@ -37,6 +37,12 @@ class EVA(Method):
         target="high level: teacher features",
         architecture="ViT encoder with mask tokens, linear head",
         objective="reconstruction (negative cosine)",
+        classes=Classes(
+            masking="random",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1e-3,

@@ -16,7 +16,7 @@ from method_zoo.parts.patches import where
 from method_zoo.parts.targets import normalised
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
@@ -42,6 +42,12 @@ class HPM(Method):
         target="low level: normalised pixels",
         architecture="ViT encoder on visible patches, two transformer decoders, moving average",
         objective="reconstruction (L2) and ranking of patch losses",
+        classes=Classes(
+            masking="network-guided",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction + other",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -18,7 +18,7 @@ from method_zoo.parts.relations import Relations, check_heads, divergence, relat
 from method_zoo.parts.targets import normalised_features
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 STAGES = (0, 1 / 3, 2 / 3)  # of the depth: where the teacher's tokens tell which are redundant
 Weight = Annotated[float, Field(gt=0)]
@@ -44,6 +44,12 @@ class HybridDistill(Method):
         target="high level, two frozen teachers: features, token relations",
         architecture="ViT encoder on visible patches, linear head",
         objective="regression of features (smooth L1), KL divergence of relations",
+        classes=Classes(
+            masking="network-guided",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-4,

@@ -15,7 +15,7 @@ from method_zoo.parts.varying_masks import VaryingMask
 from method_zoo.parts.views import crop_size, view_keys
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, le=1)]
@@ -78,6 +78,12 @@ class IBOT(HandsOnAverage, Method):
         target="high level: tokens of a moving average over learned prototypes",
         architecture="ViT encoder with mask tokens, projection head, moving average, multi-crop",
         objective="classification (cross-entropy to sharpened targets) of patches and class tokens",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         recipe=RECIPE,
         readout=Readout(token="cls"),
         backbone={"positions": "learned", "mask_token": True, "init": "dino"},

@@ -16,7 +16,7 @@ from method_zoo.parts.multiblock import MultiBlockMask
 from method_zoo.parts.patches import take
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Size = Annotated[int, Field(ge=1)]
@@ -44,6 +44,12 @@ class IJEPA(HandsOnAverage, Method):
         target="high level: features of a moving average",
         architecture="ViT encoder on visible patches, transformer predictor, moving average",
         objective="regression of features (smooth L1)",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1e-3,
             lr_rule="absolute",

@@ -23,7 +23,7 @@ from method_zoo.parts.targets import normalised
 from mimbench import rng
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=1)]
@@ -51,6 +51,12 @@ class LatentMIM(Method):
         target="high level: projected features of a moving average",
         architecture="ViT encoder on visible patches, projector, cross-attention decoder, moving average",
         objective="discrimination of the patches of an image (InfoNCE), similarity constraint",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="contrastive",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

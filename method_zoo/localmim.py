@@ -19,7 +19,7 @@ from method_zoo.parts.patches import take, where
 from mimbench.encoder import Backbone, Encoded
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # cells along a patch, at earlier to later blocks
 
@@ -45,6 +45,12 @@ class LocalMIM(Method):
         target="low level: HOG at four scales",
         architecture="ViT encoder on visible patches, a one-block decoder at each of four blocks",
         objective="reconstruction (L2 at four scales)",
+        classes=Classes(
+            masking="random",
+            target="hog",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=2e-4,
             lr_rule="per_256",

@@ -19,7 +19,7 @@ from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=0)]
@@ -47,6 +47,12 @@ class LUT(Method):
         target="low level: normalised pixels; high level: features of a moving average",
         architecture="ViT encoder on visible patches, transformer decoder, MLP heads, moving average",
         objective="reconstruction (L2) and agreement of views (cosine)",
+        classes=Classes(
+            masking="random",
+            target="pixels + trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

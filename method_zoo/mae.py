@@ -14,7 +14,7 @@ from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class MAE(Method):
@@ -37,6 +37,12 @@ class MAE(Method):
         target="low level: normalised pixels",
         architecture="ViT encoder on visible patches, transformer decoder",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -14,7 +14,7 @@ from method_zoo.parts.masking import Masked, VaryingMask
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step, Tokenizer
 from mimbench.registry import build_backbone
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -40,6 +40,12 @@ class MAGE(Method):
         target="low level: discrete tokens, which are the input too",
         architecture="ViT encoder on visible tokens, transformer decoder",
         objective="classification (cross-entropy over the vocabulary)",
+        classes=Classes(
+            masking="random",
+            target="tokens",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         external="tokenizer",
         recipe=Recipe(
             base_lr=1.5e-4,

@@ -19,7 +19,7 @@ from method_zoo.parts.targets import FeatureNorm, normalised_features
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Layer = tuple[Tensor | None, Tensor]  # class token [B, D] and patches [B, N, D], before a final norm
 
@@ -45,6 +45,12 @@ class MaskAlign(Method):
         target="high level: teacher features of visible patches",
         architecture="ViT encoder on visible patches, linear adaptors",
         objective="alignment (smooth L1)",
+        classes=Classes(
+            masking="network-guided",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-4,

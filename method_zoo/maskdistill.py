@@ -15,7 +15,7 @@ from method_zoo.parts.masking import BlockMask
 from method_zoo.parts.targets import FeatureNorm, normalised_features
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class MaskDistill(Method):
@@ -37,6 +37,12 @@ class MaskDistill(Method):
         target="high level: teacher features",
         architecture="ViT encoder with mask tokens, linear head",
         objective="reconstruction (smooth L1)",
+        classes=Classes(
+            masking="random",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-3,

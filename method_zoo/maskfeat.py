@@ -14,7 +14,7 @@ from method_zoo.parts.masking import BlockMask
 from method_zoo.parts.patches import patchify
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class MaskFeat(Method):
@@ -37,6 +37,12 @@ class MaskFeat(Method):
         target="low level: HOG",
         architecture="ViT encoder with mask tokens, linear head",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="random",
+            target="hog",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=2e-4,
             lr_rule="per_256",

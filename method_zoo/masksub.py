@@ -14,7 +14,7 @@ from method_zoo.parts.masking import RandomMask
 from mimbench import rng
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class MaskSub(Method):
@@ -38,6 +38,12 @@ class MaskSub(Method):
         target="labels; own prediction on the whole image",
         architecture="ViT encoder on all and on visible patches, linear classifier",
         objective="classification (binary or plain cross-entropy) and self-distillation",
+        classes=Classes(
+            masking="random",
+            target="own features + labels",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         external="labels",
         recipe=Recipe(
             base_lr=5e-4,

@@ -17,7 +17,7 @@ from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 from mimbench.watching import note_pixels
 
 NO_SLOPE = 1e-12  # added to squared distances of frequencies, as in the code
@@ -43,6 +43,12 @@ class MFM(Method):
         target="low level: spectrum",
         architecture="ViT encoder on all of the filtered image, linear head",
         objective="reconstruction (distance of frequencies)",
+        classes=Classes(
+            masking="signal-guided",
+            target="spectrum",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=3e-4,
             lr_rule="per_512",

@@ -21,7 +21,7 @@ from method_zoo.parts.patches import take, where
 from method_zoo.parts.targets import pixels_at
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class PromptingDecoder(nn.Module):
@@ -72,6 +72,12 @@ class MILAN(Method):
         target="high level: teacher features",
         architecture="ViT encoder on visible patches, prompting decoder",
         objective="reconstruction (L2 of unit vectors)",
+        classes=Classes(
+            masking="network-guided",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-4,

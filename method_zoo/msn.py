@@ -19,7 +19,7 @@ from method_zoo.parts.prototypes import Prototypes, cross_entropy, sinkhorn
 from method_zoo.parts.views import crop_size, view_keys
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -56,6 +56,12 @@ class MSN(HandsOnAverage, Method):
         target="high level: assignment of a moving average to learned prototypes",
         architecture="ViT encoder on visible patches, projection head, moving average, multi-crop",
         objective="classification (cross-entropy to sharpened targets), entropy of the mean assignment",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         recipe=Recipe(
             base_lr=1e-3,
             lr_rule="absolute",

@@ -16,7 +16,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import joined
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class MTO(Method):
@@ -41,6 +41,12 @@ class MTO(Method):
         target="low level: pixels",
         architecture="ViT encoder with mask tokens, linear head",
         objective="reconstruction (L1), exclusion and singularity of mask tokens",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction + other",
+        ),
         recipe=Recipe(
             base_lr=1e-4,
             lr_rule="per_512",

@@ -13,7 +13,7 @@ from method_zoo.parts.ema import HandOn
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Step
-from mimbench.spec import Card
+from mimbench.spec import Card, Classes
 
 
 class NJEPA(IJEPA):
@@ -35,6 +35,12 @@ class NJEPA(IJEPA):
         target=IJEPA.card.target,
         architecture=IJEPA.card.architecture,
         objective="regression of features, from positions without and with diffusion noise (smooth L1)",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=IJEPA.card.recipe,
         readout=IJEPA.card.readout,
         backbone=IJEPA.card.backbone,

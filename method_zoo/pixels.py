@@ -9,7 +9,7 @@ from pydantic import Field
 from method_zoo.backbones.pixels import Pixels
 from mimbench.encoder import Backbone
 from mimbench.method import Method
-from mimbench.spec import Card, Readout
+from mimbench.spec import Card, Classes, Readout
 
 
 class RawPixels(Method):
@@ -29,6 +29,12 @@ class RawPixels(Method):
         target="none",
         architecture="none",
         objective="none",
+        classes=Classes(
+            masking="none",
+            target="none",
+            architecture="none",
+            objective="none",
+        ),
         recipe=None,
         readout=Readout(token="cls"),
         parity="baseline",

@@ -15,7 +15,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class PixMIM(Method):
@@ -38,6 +38,12 @@ class PixMIM(Method):
         target="low level: normalised pixels of the low-passed image",
         architecture="ViT encoder on visible patches, transformer decoder",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

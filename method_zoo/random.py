@@ -9,7 +9,7 @@ from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Method
 from mimbench.registry import find_method
-from mimbench.spec import Card, Readout
+from mimbench.spec import Card, Classes, Readout
 
 
 class Random(Method):
@@ -29,6 +29,12 @@ class Random(Method):
         target="none",
         architecture="ViT encoder",
         objective="none",
+        classes=Classes(
+            masking="none",
+            target="none",
+            architecture="plain transformer",
+            objective="none",
+        ),
         recipe=None,
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},

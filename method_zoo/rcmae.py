@@ -15,7 +15,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,6 +40,12 @@ class RCMAE(HandsOnAverage, Method):
         target="low level: normalised pixels, reconstruction by a moving average",
         architecture="ViT encoder on visible patches, transformer decoder, moving average of both",
         objective="reconstruction (L2) and consistency of reconstructions (L2)",
+        classes=Classes(
+            masking="random",
+            target="pixels + trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction + contrastive",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -16,7 +16,7 @@ from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 from mimbench.watching import note_pixels
 
 
@@ -41,6 +41,12 @@ class ROPIM(Method):
         target="low level: pixels",
         architecture="ViT encoder on projected patches, linear head",
         objective="reconstruction (L1 in the complement of the projection)",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_512",

@@ -18,7 +18,7 @@ from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 Momentum = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,6 +44,12 @@ class SdAE(Method):
         target="high level: normalised features of a moving average",
         architecture="ViT encoder on visible patches, transformer decoder, moving average",
         objective="cosine similarity of features",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=2.666e-4,
             lr_rule="per_256",

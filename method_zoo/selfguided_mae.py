@@ -15,7 +15,7 @@ from method_zoo.parts.masking import RandomMask, mask_from_scores, random_scores
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class SelfGuidedMAE(Method):
@@ -38,6 +38,12 @@ class SelfGuidedMAE(Method):
         target="low level: normalised pixels",
         architecture="ViT encoder on visible patches, transformer decoder",
         objective="reconstruction (L2)",
+        classes=Classes(
+            masking="network-guided",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

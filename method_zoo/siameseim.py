@@ -23,7 +23,7 @@ from method_zoo.parts.relative_positions import Placement, placement, relative_s
 from mimbench.encoder import Backbone
 from mimbench.errors import UserError
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 Count = Annotated[int, Field(ge=1)]
 BlockNorm = Literal["batch", "layer"]
@@ -50,6 +50,12 @@ class SiameseIM(Method):
         target="high level: features of a moving average, at each patch of another view",
         architecture="ViT encoder on visible patches, transformer projector and predictor, moving average",
         objective="dense agreement and decorrelation (UniGrad)",
+        classes=Classes(
+            masking="random",
+            target="trained teacher",
+            architecture="plain transformer",
+            objective="contrastive",
+        ),
         recipe=Recipe(
             base_lr=6.25e-5,
             lr_rule="per_256",

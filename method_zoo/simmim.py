@@ -12,7 +12,7 @@ from method_zoo.parts.losses import pixel_distance
 from method_zoo.parts.masking import RandomMask
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class SimMIM(Method):
@@ -35,6 +35,12 @@ class SimMIM(Method):
         target="low level: pixels",
         architecture="ViT encoder with mask tokens, linear head",
         objective="reconstruction (L1)",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         recipe=Recipe(
             base_lr=1e-4,
             lr_rule="per_512",

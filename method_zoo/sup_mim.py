@@ -18,7 +18,7 @@ from method_zoo.parts.patches import take, where
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Tokenizer
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class SupMIM(Method):
@@ -40,6 +40,12 @@ class SupMIM(Method):
         target="labels; low level: discrete tokens",
         architecture="ViT encoder on all and on visible patches, transformer decoder, linear classifier",
         objective="classification (cross-entropy of the label and over the vocabulary)",
+        classes=Classes(
+            masking="random",
+            target="tokens + labels",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         external="labels",
         recipe=Recipe(
             base_lr=1e-3,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from method_zoo.parts.labels import labels_of
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class Supervised(Method):
@@ -34,6 +34,12 @@ class Supervised(Method):
         target="labels",
         architecture="ViT encoder, linear head on the mean of its tokens",
         objective="classification (cross-entropy)",
+        classes=Classes(
+            masking="none",
+            target="labels",
+            architecture="plain transformer",
+            objective="classification",
+        ),
         external="labels",
         recipe=Recipe(
             base_lr=1e-3,

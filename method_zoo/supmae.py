@@ -17,7 +17,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class SupMAE(Method):
@@ -41,6 +41,12 @@ class SupMAE(Method):
         target="low level: normalised pixels; labels",
         architecture="ViT encoder on visible patches, transformer decoder, MLP classifier",
         objective="reconstruction (L2) and classification (cross-entropy)",
+        classes=Classes(
+            masking="random",
+            target="pixels + labels",
+            architecture="plain transformer",
+            objective="reconstruction + classification",
+        ),
         external="labels",
         recipe=Recipe(
             base_lr=1.5e-4,

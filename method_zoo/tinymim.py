@@ -14,7 +14,7 @@ from method_zoo.parts.patches import joined
 from method_zoo.parts.relations import Relations, check_heads, divergence, relations
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe, View
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe, View
 
 
 class TinyMIM(Method):
@@ -37,6 +37,12 @@ class TinyMIM(Method):
         target="high level, frozen teacher: token relations",
         architecture="ViT encoder without a decoder",
         objective="reconstruction (KL divergence of relations)",
+        classes=Classes(
+            masking="none",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-4,

@@ -15,7 +15,7 @@ from method_zoo.parts.masking import RandomMask
 from method_zoo.parts.patches import where
 from mimbench.encoder import Backbone, Encoded
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class UMAE(Method):
@@ -39,6 +39,12 @@ class UMAE(Method):
         target="low level: normalised pixels",
         architecture="ViT encoder on visible patches, transformer decoder",
         objective="reconstruction (L2) and uniformity of image features",
+        classes=Classes(
+            masking="random",
+            target="pixels",
+            architecture="plain transformer",
+            objective="reconstruction + other",
+        ),
         recipe=Recipe(
             base_lr=1.5e-4,
             lr_rule="per_256",

@@ -15,7 +15,7 @@ from method_zoo.parts.masking import BlockMask, RandomMask
 from method_zoo.parts.patches import take, where
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
-from mimbench.spec import Augmentation, Card, Readout, Recipe
+from mimbench.spec import Augmentation, Card, Classes, Readout, Recipe
 
 
 class UTA(Method):
@@ -38,6 +38,12 @@ class UTA(Method):
         target="high level: teacher features of visible patches",
         architecture="ViT encoder on visible patches, linear head",
         objective="alignment (negative cosine)",
+        classes=Classes(
+            masking="random",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=1.5e-3,

@@ -19,7 +19,7 @@ from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step, Teacher
 from mimbench.registry import build_backbone
-from mimbench.spec import HALF, Augmentation, Card, Recipe
+from mimbench.spec import HALF, Augmentation, Card, Classes, Recipe
 
 
 class VQKD(Method):
@@ -44,6 +44,12 @@ class VQKD(Method):
         target="high level, frozen teacher: features",
         architecture="ViT encoder and shallow transformer decoder around a codebook",
         objective="reconstruction (cosine) and commitment",
+        classes=Classes(
+            masking="none",
+            target="frozen teacher",
+            architecture="plain transformer",
+            objective="reconstruction + other",
+        ),
         external="teacher",
         recipe=Recipe(
             base_lr=2e-4,

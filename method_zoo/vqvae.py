@@ -16,7 +16,7 @@ from method_zoo.parts.tokenizers.vq import Codebook, conv_decoder, conv_encoder
 from mimbench import rng
 from mimbench.encoder import Backbone
 from mimbench.method import Losses, Method, Step
-from mimbench.spec import HALF, Augmentation, Card, Recipe
+from mimbench.spec import HALF, Augmentation, Card, Classes, Recipe
 
 
 class VQVAE(Method):
@@ -42,6 +42,12 @@ class VQVAE(Method):
         target="low level: pixels",
         architecture="convolutional encoder and decoder around a codebook",
         objective="reconstruction (L2) and commitment",
+        classes=Classes(
+            masking="none",
+            target="pixels",
+            architecture="convolutional",
+            objective="reconstruction + other",
+        ),
         recipe=Recipe(
             base_lr=3e-4,
             lr_rule="absolute",

@@ -78,6 +78,7 @@ def method_card(key: str) -> RenderableType:
         ("target", card.target),
         ("architecture", card.architecture),
         ("objective", card.objective),
+        ("survey's classes", _filed(card)),
         ("external", card.external),
         *((name, default or "none unless one is given") for name, default in cls.needs.items()),
         ("version", str(card.version)),
@@ -89,6 +90,12 @@ def method_card(key: str) -> RenderableType:
         ("source", inspect.getsourcefile(cls) or ""),
     ]
     return Group(_facts(rows), Text(), _settings(cls, key), *_recipe(card))
+
+
+def _filed(card: Card) -> str:
+    """Where the survey's taxonomy files a method, "" where it was not filed."""
+    filed = card.classes.model_dump() if card.classes else {}
+    return ", ".join(f"{criterion} {classes}" for criterion, classes in filed.items())
 
 
 def _recipe(card: Card) -> list[RenderableType]:

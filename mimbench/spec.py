@@ -11,9 +11,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
+
+from mimbench import taxonomy
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -143,6 +147,23 @@ class Readout(Spec):
         return tuple(self.model_copy(update={"token": t}) for t in self.token.split("+"))
 
 
+class Classes(Frozen):
+    """Where the survey's taxonomy files a method, in the words of ``mimbench.taxonomy``.
+
+    Several classes are joined by " + ". What a card says of the same things in free text is more precise.
+    """
+
+    masking: str
+    target: str
+    architecture: str
+    objective: str
+
+    @field_validator("*")
+    @classmethod
+    def _known(cls, text: str, info: ValidationInfo) -> str:
+        return taxonomy.CRITERIA[str(info.field_name)].tidy(text)
+
+
 class Card(Spec):
     """What is known of a method: where it comes from, where the survey files it, how it is trained."""
 
@@ -154,12 +175,13 @@ class Card(Spec):
     arxiv: str = ""
     code: str = ""  # official repository
     role: Role = "method"
-    # taxonomy of "Masked Image Modeling: A Survey" (arXiv 2408.06687)
+    # taxonomy of "Masked Image Modeling: A Survey" (arXiv 2408.06687): its classes, then the same precisely
     scheme: Literal["reconstruction", "contrastive", "both", "none"]
     masking: str
     target: str
     architecture: str
     objective: str
+    classes: Classes | None = None  # None: not filed, as a plug-in's may be
     external: External = "none"
     version: int = 1  # raised whenever the same settings give another result
     recipe: Recipe | None  # None: never trained

@@ -43,6 +43,15 @@ def test_the_order_of_a_request_decides_no_result(plan):
     assert len(one) == len(ids(one))
 
 
+def test_filing_a_method_anew_in_the_taxonomy_does_not_change_its_jobs(plan, monkeypatch):
+    before = ids(plan())
+    cls = registry.find_method("mae")
+    other = cls.card.classes.model_copy(update={"masking": "network-guided"})
+    changed = {"classes": other, "scheme": "both", "masking": "by a network"}
+    monkeypatch.setattr(cls, "card", cls.card.model_copy(update=changed))
+    assert ids(plan()) == before
+
+
 def test_where_things_lie_and_how_they_run_decides_no_result(plan, digits):
     same = {"out": "elsewhere", "workers": 3, "micro_batch": 16, "dry_run": True, "skip_broken": True}
     assert ids(plan(**same)) == ids(plan())
