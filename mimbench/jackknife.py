@@ -49,12 +49,19 @@ def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
     Student's t of the difference, paired by leaving out the same images of both. It never says less than
     the flips of as many signs could, and 1 where nothing is known.
     """
-    apart, moved = score(a) - score(b), leave_out(a) - leave_out(b)
-    if not np.isfinite(moved).all() or len(moved) < 2 or abs(apart) < 1e-12:
+    apart, error = difference(a, b)
+    if math.isnan(error) or abs(apart) < 1e-12:
         return 1.0
-    error = _standard_error(moved)
-    p = 2 * float(stdtr(len(moved) - 1, -abs(apart) / error)) if error > 0 else 0.0
-    return max(p, 2.0 ** (1 - len(moved)))
+    groups = min(a[0].n, GROUPS)
+    p = 2 * float(stdtr(groups - 1, -abs(apart) / error)) if error > 0 else 0.0
+    return max(p, 2.0 ** (1 - groups))
+
+
+def difference(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[float, float]:
+    """The scores of a minus those of b, and its standard error, NaN where nothing is known of it."""
+    moved = leave_out(a) - leave_out(b)
+    known = np.isfinite(moved).all() and len(moved) > 1
+    return score(a) - score(b), _standard_error(moved) if known else math.nan
 
 
 def score(outcomes: Sequence[Outcomes]) -> float:

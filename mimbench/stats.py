@@ -30,9 +30,9 @@ def interval(outcomes: Sequence[Outcomes], level: float = LEVEL) -> tuple[float,
     else ``jackknife.share_interval``. NaN where the images say nothing about it.
     """
     if all(isinstance(o, Hits) for o in outcomes):
-        return image_interval(_hits(outcomes), level)
+        return image_interval(stack_hits(outcomes), level)
     if all(isinstance(o, Values) for o in outcomes):
-        mean, error, n = _student(_values(outcomes))
+        mean, error, n = _student(mean_values(outcomes))
         half = float(stdtrit(n - 1, (1 + level) / 2)) * error if n > 1 else float("nan")
         return mean - half, mean + half
     return jackknife.share_interval(outcomes, level)
@@ -48,9 +48,9 @@ def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
     if len(images) > 1:
         raise ValueError(f"paired tests need the same images, got {' and '.join(map(str, sorted(images)))}")
     if all(isinstance(o, Hits) for o in (*a, *b)):
-        return paired_p(_hits(a), _hits(b))
+        return paired_p(stack_hits(a), stack_hits(b))
     if all(isinstance(o, Values) for o in (*a, *b)):
-        mean, error, n = _student(_values(a) - _values(b))
+        mean, error, n = _student(mean_values(a) - mean_values(b))
         if n < 2 or mean == 0:
             return 1.0
         p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > 0 else 0.0
@@ -58,12 +58,12 @@ def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
     return jackknife.difference_p(a, b)
 
 
-def _hits(outcomes: Sequence[Outcomes]) -> np.ndarray:
-    """bool [S, N]"""
+def stack_hits(outcomes: Sequence[Outcomes]) -> np.ndarray:
+    """Hits of all seeds, bool [S, N]."""
     return np.stack([o.hits for o in outcomes if isinstance(o, Hits)])
 
 
-def _values(outcomes: Sequence[Outcomes]) -> np.ndarray:
+def mean_values(outcomes: Sequence[Outcomes]) -> np.ndarray:
     """Mean over seeds of each image, float64 [N]."""
     return np.mean([o.values for o in outcomes if isinstance(o, Values)], axis=0)
 
@@ -115,6 +115,15 @@ def spread(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+def sign_steps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int]:
+    """Per-image differences in hits as whole numbers, int64 [N], and the unit that all are multiples of.
+
+    a, b: bool [S, N]. Seeds of b times hits of a, minus the reverse; the unit is 1 where none differs.
+    """
+    steps = a.sum(axis=0, dtype=np.int64) * len(b) - b.sum(axis=0, dtype=np.int64) * len(a)
+    return steps, int(np.gcd.reduce(steps)) or 1
+
+
 def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided p-value that two methods are equally accurate on the test images. a, b: bool [S, N].
 
@@ -125,13 +134,11 @@ def paired_p(a: np.ndarray, b: np.ndarray) -> float:
     """
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired tests need the same images, got {a.shape[1]} and {b.shape[1]}")
-    # Whole numbers: seeds of b times hits of a, minus the reverse, divided by what they all share.
-    difference = a.sum(axis=0, dtype=np.int64) * len(b) - b.sum(axis=0, dtype=np.int64) * len(a)
+    difference, unit = sign_steps(a, b)
     sizes, counts = np.unique(np.abs(difference[difference != 0]), return_counts=True)
     if sizes.size == 0:
         return 1.0
-    unit = np.gcd.reduce(sizes)
-    observed = abs(int(difference.sum())) // int(unit)
+    observed = abs(int(difference.sum())) // unit
     if sizes.size == 1:
         count = int(counts[0])
         return min(1.0, 2 * float(bdtr((count - observed) // 2, count, 0.5)))
