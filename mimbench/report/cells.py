@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mimbench import stats
+from mimbench import power, stats
 from mimbench.errors import UserError
 from mimbench.outcomes import Outcomes, unpack
+from mimbench.report.costs import NAN
 from mimbench.report.tables import Cell, Column, Row
 
 TOLERANCE = 1e-6  # of a record's metric against that of its outcomes: sums in another order
@@ -111,9 +112,34 @@ def with_ranks(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
             if column.ranked and row.role == "method" and not row.older and row.cells[place].outcomes
         ]
         ranked.sort(key=lambda pair: (-pair[1].value, rows[pair[0]].variant))
-        ranking = stats.ranks([cell.outcomes for _, cell in ranked])
-        for (i, cell), label, p, raw in zip(ranked, *ranking, strict=True):
+        for (i, _), cell in zip(ranked, _compared([cell for _, cell in ranked]), strict=True):
             cells = list(rows[i].cells)
-            cells[place] = replace(cell, rank=label, p_above=p, p_above_raw=raw)
+            cells[place] = cell
             rows[i] = replace(rows[i], cells=tuple(cells))
     return rows
+
+
+def _compared(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells of one column, best first, each with its rank and how it compares with the one above."""
+    ranking = stats.ranks([cell.outcomes for cell in cells])
+    compared: list[Cell] = []
+    for i, cell in enumerate(cells):
+        images = seeds = NAN
+        p = ranking.p_above[i]
+        if i and ranking.labels[i] == ranking.labels[i - 1] and p >= stats.ALPHA:
+            above, alpha = cells[i - 1], stats.ALPHA / (len(cells) - 1)
+            images = power.images_needed(above.outcomes, cell.outcomes, alpha)
+            over_seeds = (above.value - cell.value, above.spread, cell.spread)
+            if not power.welch_p(*over_seeds, len(cell.seeds)) < alpha:
+                seeds = power.seeds_needed(*over_seeds, alpha)
+        compared.append(
+            replace(
+                cell,
+                rank=ranking.labels[i],
+                p_above=p,
+                p_above_raw=ranking.p_above_raw[i],
+                images_needed=images,
+                seeds_needed=seeds,
+            )
+        )
+    return compared

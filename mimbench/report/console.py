@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mimbench.report import ties
 from mimbench.report.costs import BY_KEY
 from mimbench.report.tables import Column, Row, Table
 from mimbench.report.text import HOLE, number
@@ -145,9 +146,14 @@ def _legend(table: Table) -> str:
         lines.append("ceiling: trained with the labels")
     if len(table.rows) > ROWS:
         lines.append(f"{len(table.rows) - ROWS} more rows are on the page")
+    tie = [
+        f"{column.title}: {ties.sentence(table, place, *pairs[0])}"
+        for place, column in enumerate(table.columns)
+        if (pairs := ties.pairs(table, place))
+    ][:1]  # the page has more
     failed = [f"{name} failed: {error}" for name, error, _ in table.failures]
     flags = [f"{FLAG} {whom}: {sentence}" for whom, sentence in table.flags]
-    return "\n".join(["; ".join(lines), *flags, *failed]).strip()
+    return "\n".join(["; ".join(lines), *tie, *flags, *failed]).strip()
 
 
 def _counted(images: set[int]) -> str:

@@ -21,6 +21,7 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
     ``evaluated_on`` is the test data. Holes are NaN with a ``reason``; per-seed values read
     ``0:0.871 1:0.869`` and their records stand in the same order. ``p_above`` is the p-value against the
     method ranked just above, corrected for the number of methods in its column; ``p_above_raw`` is not.
+    So many ``images_needed`` or ``seeds_needed`` would probably tell the two apart, where they tie.
     """
     return pd.DataFrame(
         [
@@ -74,6 +75,8 @@ def _result(table: Table, column: Column, cell: Cell) -> dict[str, Any]:
         "n_images": cell.images,
         "p_above": cell.p_above,
         "p_above_raw": cell.p_above_raw,
+        "images_needed": cell.images_needed,
+        "seeds_needed": cell.seeds_needed,
         "candidates": cell.candidates,
         "chosen": " | ".join(f"{seed}: {what}" for seed, what in cell.chosen.items()),
         "at_edge_of_grid": " | ".join(cell.edges),

@@ -80,6 +80,8 @@ class Cell:
     rank: str = ""  # "1", "2=", ...; empty for floor, ceiling, older versions and holes
     p_above: float = NAN  # paired test against the method ranked just above, Holm's among all such
     p_above_raw: float = NAN  # the same test on its own
+    images_needed: float = NAN  # to tell it from the one above where the two tie, see ``mimbench.power``
+    seeds_needed: float = NAN  # the same, of each of the two; unknown with one seed
     candidates: int = 0  # that were chosen from, in each seed
     chosen: dict[int, str] = field(default_factory=dict)  # seed -> what it chose, in words
     edges: tuple[str, ...] = ()  # choices at the edge of what was tried: more might have been better
