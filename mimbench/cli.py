@@ -240,4 +240,6 @@ def main() -> None:
     # process makes a training step of a small model ten times slower. A short spin costs nothing where they
     # are alone (28 against 33 ms a step) and little where not. Read by GNU's OpenMP when torch loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    # The same holds for the threads of numpy's and scipy's BLAS, which have nothing large to compute here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()

@@ -8,6 +8,7 @@ logits several times over, in the memory of the host.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from protocols.parts.frozen import Standard
 BLOCK = 2**22  # numbers of a block of features or logits: 16 MB
 KEPT = 2**27  # of all features, up to which they are standardised once and kept: 512 MB
 EXACT = 2**28  # of multiplications, up to which they are of float64
+ALONE = 2**24  # of multiplications, up to which threads wait for each other longer than they compute
 
 
 class Samples(NamedTuple):
@@ -66,6 +68,7 @@ class Regression:
         numbers = self._count * sum(self._widths)
         self._kept = numbers <= KEPT
         self._dtype = torch.float64 if self._kept and numbers * classes <= EXACT else torch.float32
+        self._alone = numbers * classes <= ALONE
         self._sets = [
             Samples(tuple(part.to(self._dtype) for part in self._standardised(samples.parts)), samples.labels)
             if self._kept
@@ -82,6 +85,10 @@ class Regression:
 
         tolerance: it is found when no entry of the gradient exceeds this share of the largest one at zero.
         """
+        with _one_thread() if self._alone else nullcontext():
+            return self._fit(C, start, tolerance, max_iterations)
+
+    def _fit(self, C: float, start: Fit | None, tolerance: float, max_iterations: int) -> Fit:
         zeros = np.zeros((self.classes, len(self._penalty)))
         if self._at_zero is None:
             self._at_zero = self._loss_and_gradient(zeros)[1]
@@ -171,6 +178,17 @@ class Regression:
                     total += error.T @ part
         gradient = torch.cat([*by_weight, by_bias[:, None]], 1) / self._count
         return float(loss) / self._count, gradient.cpu().numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on the CPU with one thread, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _blocks(count: int, height: int) -> Iterator[slice]:
