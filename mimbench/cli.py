@@ -14,6 +14,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from mimbench import __version__
+from mimbench.commands.survey import taxonomy_app
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
 from mimbench.show import KINDS
@@ -56,6 +57,7 @@ app = typer.Typer(
 methods_app = typer.Typer(invoke_without_command=True)
 data_app = typer.Typer(no_args_is_help=True)
 app.add_typer(methods_app, name="methods", help="List the methods, or show one.")
+app.add_typer(taxonomy_app, name="taxonomy", help="Draw the survey's taxonomy of the methods.")
 app.add_typer(data_app, name="data", help="Look at datasets.")
 
 

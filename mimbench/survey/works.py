@@ -45,8 +45,8 @@ class Work:
 @cache
 def works() -> tuple[Work, ...]:
     """All works of the package's file, oldest first."""
-    with files("mimbench.survey").joinpath("works.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(_work(row) for row in csv.DictReader(file))
+    text = files("mimbench.survey").joinpath("works.csv").read_text(encoding="utf-8")
+    return tuple(_work(row) for row in csv.DictReader(text.splitlines()))
 
 
 def _work(row: dict[str, Any]) -> Work:
