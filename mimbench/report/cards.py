@@ -20,12 +20,24 @@ PARITY = {
     "own formulas": "Not the published formulas, which the paper does not give; see the notes.",
     "baseline": "A baseline: there is no published loss to equal.",
 }
+CRITERIA = ("scheme", "masking", "target", "architecture", "objective")  # of the survey's taxonomy
 EXTERNAL = {
     "none": "nothing but images",
     "tokenizer": "a tokenizer",
     "teacher": "a teacher",
     "labels": "labels",
 }
+
+
+class Filed(BaseModel):
+    """The survey's classes of a method, see ``spec.Classes``."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    masking: str = ""
+    target: str = ""
+    architecture: str = ""
+    objective: str = ""
 
 
 class MethodCard(BaseModel):
@@ -46,6 +58,7 @@ class MethodCard(BaseModel):
     target: str = ""
     architecture: str = ""
     objective: str = ""
+    classes: Filed | None = None  # None: not filed
     external: str = "none"
     parity: str = ""
     recipe: str | None = None  # where the published one is from; None: never trained
@@ -67,11 +80,15 @@ class MethodCard(BaseModel):
         return self.code if self.code.startswith("https://") else ""
 
     @property
-    def taxonomy(self) -> dict[str, str]:
-        """Where "Masked Image Modeling: A Survey" (arXiv:2408.06687) files it, by dimension."""
-        return {
-            name: getattr(self, name) for name in ("scheme", "masking", "target", "architecture", "objective")
-        }
+    def taxonomy(self) -> list[tuple[str, str, str]]:
+        """(criterion, the survey's class, more precisely) of "Masked Image Modeling: A Survey"
+        (arXiv:2408.06687)."""
+        return [(name, getattr(self.classes, name, ""), getattr(self, name)) for name in CRITERIA]
+
+    def filed(self, criterion: str) -> tuple[str, ...]:
+        """Its classes in one criterion of the taxonomy, for filters."""
+        text = self.scheme if criterion == "scheme" else getattr(self.classes, criterion, "")
+        return tuple(part for part in text.split(" + ") if part)
 
     @property
     def uses(self) -> str:
@@ -82,13 +99,3 @@ class MethodCard(BaseModel):
     def equality(self) -> str:
         """How much its loss is known to be the published one, in words."""
         return PARITY.get(self.parity, self.parity)
-
-
-def families(filed: str) -> list[str]:
-    """The families of a taxonomy entry, without what tells its members apart.
-
-    "guided by a network: teacher attention" -> ["guided by a network"];
-    "labels; low level: discrete tokens" -> ["labels", "low level"].
-    """
-    parts = (re.split(r"[:,(]", part)[0].strip() for part in filed.split(";"))
-    return list(dict.fromkeys(part for part in parts if part))

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +26,8 @@ from mimbench.report.costs import COSTS
 from mimbench.report.sections import Surroundings
 from mimbench.report.tables import Table
 
+FILTERED = ("scheme", "masking", "target")  # criteria of the survey's taxonomy that rows are filtered by
+
 
 def html(found: Sequence[Table], folder: Path, out: Path) -> str:
     """The page of ``found``, to be written into ``out``; links lead to the records below ``folder``."""
@@ -36,7 +39,7 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         lstrip_blocks=True,
     )
     style, script = (environment.get_template(name).render() for name in ("page.css", "page.js"))
-    surroundings = Surroundings(environment, folder, _links(folder, out))
+    surroundings = Surroundings(environment, folder, _links(folder, out), partial(_address, out))
     page = environment.get_template("page.html").render(
         style=Markup(style),
         script=Markup(script),
@@ -44,6 +47,7 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         script_hash=_source_hash(script),
         views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
         any_older=any(row.older for table in found for row in table.rows),
+        criteria=_criteria(found),
         all_costs=COSTS,
         link=surroundings.link,
         closing=sections.of_page(found, surroundings),
@@ -65,12 +69,16 @@ def _source_hash(content: str) -> str:
 
 def _links(folder: Path, out: Path) -> Callable[[str], str]:
     """From a record's id to its address, relative to the page so that the folder can be moved or served."""
-    inner = folder / "records" if (folder / "records").is_dir() else folder
-    try:
-        base = quote(Path(os.path.relpath(inner, out)).as_posix())
-    except ValueError:  # on another drive of Windows
-        base = inner.resolve().as_uri()
+    base = _address(out, folder / "records" if (folder / "records").is_dir() else folder)
     return lambda record: f"{base}/{quote(record, safe='')}.json"
+
+
+def _address(out: Path, path: Path) -> str:
+    """From a page in the folder ``out`` to a file."""
+    try:
+        return quote(Path(os.path.relpath(path, out)).as_posix())
+    except ValueError:  # on another drive of Windows
+        return path.resolve().as_uri()
 
 
 def _view(table: Table, number: int, surroundings: Surroundings) -> dict[str, Any]:
@@ -108,6 +116,17 @@ def _view(table: Table, number: int, surroundings: Surroundings) -> dict[str, An
         "devices": sorted({row.device for row in table.rows if row.device}),
         "sections": sections.of_table(table, surroundings),
     }
+
+
+def _criteria(found: Sequence[Table]) -> list[tuple[str, list[str]]]:
+    """(criterion of the survey's taxonomy, its classes among these rows) where they tell rows apart."""
+    cards = {row.card for table in found for row in table.rows if row.card is not None}
+    criteria = []
+    for criterion in FILTERED:
+        classes = sorted({name for card in cards for name in card.filed(criterion)} - {"none"})
+        if len(classes) > 1:
+            criteria.append((criterion, classes))
+    return criteria
 
 
 def _title(table: Table) -> str:

@@ -12,6 +12,7 @@ from mimbench.errors import UserError, unknown
 from mimbench.files import make_folder, write_atomically
 from mimbench.progress import Progress, silent
 from mimbench.request import RESULTS
+from mimbench.show.caption import Caption, caption_of, caption_path
 
 if TYPE_CHECKING:
     from mimbench.show.panels import Sheet
@@ -48,6 +49,9 @@ def show(
     report: Callable[[Progress], None] = silent,
 ) -> Shown:
     """Draw pictures of trained rows of the results folder ``out``, as PNG files in ``to``.
+
+    Beside each lies a JSON file of the same name that says what is seen and whose it is; the page of the
+    results shows those in ``pictures`` by it.
 
     rows: "mae,random", names as in its tables; or job ids. what: some of ``KINDS``; by default all that
     these rows and data allow. data: as of a run. Pictures of the encoders are of validation images, so that
@@ -100,10 +104,28 @@ def show(
             left_out.append(f"{kind} is left out: {error}")
             continue
         for sheet in sheets:
-            path = folder / f"{sheet.name}.png"
-            write_atomically(path, partial(_write, png(sheet)))
+            path, content = folder / f"{sheet.name}.png", png(sheet)
+            write_atomically(path, partial(_write, content))
+            caption = _caption(kind, sheet, seed, content)
+            write_atomically(caption_path(path), partial(_write, caption.model_dump_json(indent=1).encode()))
             files.append(path)
     return Shown(tuple(files), tuple(left_out))
+
+
+def _caption(kind: str, sheet: Sheet, seed: int, picture: bytes) -> Caption:
+    return caption_of(
+        picture,
+        kind=kind,
+        title=sheet.title,
+        headings=sheet.headings,
+        lines=len(sheet.rows),
+        note=sheet.note,
+        legend=tuple(name for name, _ in sheet.legend),
+        jobs=dict(sheet.jobs),
+        data=sheet.data[0],
+        fingerprint=sheet.data[1],
+        seed=seed,
+    )
 
 
 def _of_each(

@@ -14,7 +14,7 @@ from mimbench.data.transforms import EvalTransform
 from mimbench.progress import Progress
 from mimbench.protocol import sampled
 from mimbench.show.panels import Panel, Sheet, file_name
-from mimbench.show.rows import TrainedRow
+from mimbench.show.rows import TrainedRow, jobs_of
 from mimbench.similarity import linear_cka
 
 IMAGES = 512
@@ -33,7 +33,8 @@ def sheet(rows: Sequence[TrainedRow], data: Dataset, report: Callable[[Progress]
         f"Rows from above: {', '.join(names)}."
     )
     name = file_name("cka", *names)[:120]
-    return Sheet(name, "how alike layers are (linear CKA)", tuple(names), panels, note)
+    title, source = "how alike layers are (linear CKA)", (data.name, data.fingerprint)
+    return Sheet(name, title, tuple(names), panels, note, jobs=jobs_of(rows), data=source)
 
 
 def matrix(own: Sequence[Tensor], other: Sequence[Tensor]) -> np.ndarray:

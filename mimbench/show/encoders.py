@@ -23,7 +23,7 @@ from mimbench.show.panels import (
     file_name,
     spread_over_classes,
 )
-from mimbench.show.rows import TrainedRow
+from mimbench.show.rows import TrainedRow, jobs_of
 from mimbench.spec import Readout
 
 NEIGHBOURS = 5
@@ -53,7 +53,7 @@ def attention(rows: Sequence[TrainedRow], data: Dataset, count: int) -> Sheet:
     ]
     headings = tuple(f"{row.name}\n{whence}" for row, (_, whence) in zip(named, maps, strict=True))
     note = "Attention of the last block, mean over its heads; each picture scaled to its own range."
-    return _sheet("attention", "where the last block looks", headings, panels, named, note, left_out)
+    return _sheet("attention", "where the last block looks", headings, panels, named, data, note, left_out)
 
 
 def principal(rows: Sequence[TrainedRow], data: Dataset, count: int) -> Sheet:
@@ -85,7 +85,7 @@ def principal(rows: Sequence[TrainedRow], data: Dataset, count: int) -> Sheet:
         "methods have nothing to do with each other."
     )
     headings = tuple(row.name for row in named)
-    return _sheet("pca", "main directions of patch tokens", headings, panels, named, note, left_out)
+    return _sheet("pca", "main directions of patch tokens", headings, panels, named, data, note, left_out)
 
 
 def neighbours(row: TrainedRow, data: Dataset, count: int, report: Callable[[Progress], None]) -> Sheet:
@@ -131,7 +131,15 @@ def neighbours(row: TrainedRow, data: Dataset, count: int, report: Callable[[Pro
         "statistics of train." + (" Green: of the same class." if data.classes else "")
     )
     title = f"{row.name}: nearest training images"
-    return Sheet(file_name("neighbours", row.name), title, headings, tuple(panels), note)
+    return Sheet(
+        file_name("neighbours", row.name),
+        title,
+        headings,
+        tuple(panels),
+        note,
+        jobs=jobs_of([row]),
+        data=(data.name, data.fingerprint),
+    )
 
 
 def _of_each(
@@ -177,9 +185,11 @@ def _sheet(
     headings: tuple[str, ...],
     panels: list,
     rows: Sequence[TrainedRow],
+    data: Dataset,
     note: str,
     left_out: Sequence[str],
 ) -> Sheet:
     told = " ".join([note, *left_out])
     name = file_name(kind, *(row.name for row in rows))[:120]
-    return Sheet(name, title, ("image", *headings), tuple(panels), told)
+    source = (data.name, data.fingerprint)
+    return Sheet(name, title, ("image", *headings), tuple(panels), told, jobs=jobs_of(rows), data=source)

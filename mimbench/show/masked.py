@@ -12,7 +12,7 @@ from mimbench.data.transforms import EvalTransform
 from mimbench.errors import UserError
 from mimbench.method import Crop, Method, Step
 from mimbench.show.panels import Panel, Sheet, file_name, spread_over_classes
-from mimbench.show.rows import TrainedRow
+from mimbench.show.rows import TrainedRow, jobs_of
 from mimbench.watching import Seen, watching
 
 HIDDEN = 0.82  # grey of what is hidden, in [0, 1]
@@ -54,6 +54,8 @@ def sheet(row: TrainedRow, data: Dataset, count: int, seed: int) -> Sheet:
         tuple(headings),
         rows,
         note=_note(method, seen, masked),
+        jobs=jobs_of([row]),
+        data=(data.name, data.fingerprint),
     )
 
 

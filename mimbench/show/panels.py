@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Panels in rows, one heading a column. legend: (name, colour) of what colours stand for."""
+    """Panels in rows, one heading a column.
+
+    legend: (name, colour) of what colours stand for. jobs: id of each pre-training that is shown -> name of
+    its row. data: name and fingerprint of what the images are from.
+    """
 
     name: str  # of its file
     title: str
@@ -48,6 +53,8 @@ class Sheet:
     rows: tuple[tuple[Panel, ...], ...]
     note: str = ""
     legend: tuple[tuple[str, str], ...] = field(default=())
+    jobs: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[str, str] = ("", "")
 
 
 def file_name(*parts: str) -> str:

@@ -13,7 +13,7 @@ from mimbench.data import Boxes, Dataset
 from mimbench.errors import UserError
 from mimbench.ledger import Ledger
 from mimbench.show.panels import WRONG, Box, Panel, Sheet, file_name
-from mimbench.show.rows import TrainedRow
+from mimbench.show.rows import TrainedRow, jobs_of
 from mimbench.spec import Record
 
 LEAST_SCORE = 0.3  # of boxes that are drawn
@@ -78,7 +78,9 @@ def _places(own: Sequence[tuple[TrainedRow, dict[str, np.ndarray]]], count: int)
 def _sheet(protocol: str, own: Sequence[tuple[TrainedRow, Any]], data: Dataset, **parts: Any) -> Sheet:
     headings = ("test image", "annotation", *(row.name for row, _ in own))
     name = file_name(protocol, data.name, *(row.name for row, _ in own))[:120]
-    return Sheet(name, f"{protocol} on {data.name}", headings, **parts)
+    jobs = jobs_of(row for row, _ in own)
+    title, source = f"{protocol} on {data.name}", (data.name, data.fingerprint)
+    return Sheet(name, title, headings, jobs=jobs, data=source, **parts)
 
 
 def _segmentations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,3 +78,8 @@ class TrainedRow:
 def find_row(folder: Path, name: str, seed: int) -> TrainedRow:
     """The row called ``name`` (or the job of that id). Raises UserError as ``mimbench.load_encoder``."""
     return TrainedRow(folder, find_trained(name, folder, seed))
+
+
+def jobs_of(rows: Iterable[TrainedRow]) -> dict[str, str]:
+    """Id of each row's pre-training -> its name, as ``Sheet.jobs`` wants them."""
+    return {row.record.id: row.name for row in rows}

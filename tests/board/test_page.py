@@ -69,6 +69,29 @@ class Watched:
         return [text.split("\n")[0].split(" ")[0] for text in rows.all_inner_texts()]
 
 
+CARDS = {
+    name: {
+        "key": name,
+        "name": name.upper(),
+        "paper": f"The paper of {name}",
+        "year": 2022,
+        "arxiv": "2111.06377",
+        "scheme": scheme,
+        "masking": masking,
+        "target": target,
+        "classes": {"masking": masking, "target": target, "architecture": "x", "objective": "y"},
+        "parity": "verified",
+        "recipe": "its table 8",
+    }
+    for name, scheme, masking, target in (
+        ("mae", "reconstruction", "random", "pixels"),
+        ("hpm", "both", "network-guided", "pixels + features"),
+        ("beit", "reconstruction", "block", "tokens"),
+        ("random", "none", "none", "none"),
+    )
+}
+
+
 def fill(board: Board) -> None:
     curve = [{"progress": i / 9, "images": i * 10, "lr": 1e-3, "loss": 1 / (1 + i)} for i in range(10)]
     for place, (variant, accuracy, role, external) in enumerate(
@@ -84,7 +107,8 @@ def fill(board: Board) -> None:
         given = {"role": role, "external": external}
         cost = {**COST, "images_per_second": 100.0 + 7 * (place * 5 % 6), "flops": 1e15 * (1 + place)}
         for seed in (0, 1):
-            trained = board.pretrain(variant, seed, curve=curve, cost=cost, **given)
+            card = CARDS.get(variant.split("[")[0])
+            trained = board.pretrain(variant, seed, curve=curve, cost=cost, card=card, **given)
             needs = {trained.id: "1" * 64}
             board.evaluate(variant, accuracy + seed / 100, seed, needs=needs, cost=cost, **given)
             if variant != "hpm":  # a hole
@@ -171,6 +195,28 @@ def test_filters_hide_what_is_not_asked_for_and_say_how_much_is_left(watched):
     assert watched.names() == ["hpm", "mae", "mae[mask_ratio=0.9]", "beit", "simmim"]
 
 
+def test_rows_are_filtered_by_where_the_survey_files_them(watched):
+    page = watched.page
+    target = page.get_by_label("Target")
+    assert target.locator("option").all_inner_texts() == ["any", "features", "pixels", "tokens"]
+    target.select_option("pixels")
+    assert watched.names() == ["hpm", "mae", "mae[mask_ratio=0.9]"]  # not what no record files
+    page.get_by_label("Masking").select_option("random")
+    assert watched.names() == ["mae", "mae[mask_ratio=0.9]"]
+    page.get_by_label("Scheme").select_option("both")
+    assert watched.names() == []
+    assert page.locator("#shown").inner_text() == "0 of 9 rows"
+
+
+def test_a_name_opens_its_card(watched):
+    page = watched.page
+    card = page.locator(".card", has_text="The paper of hpm")
+    assert not card.is_visible()
+    page.locator("#table-1 tbody th a", has_text="hpm").click()
+    assert card.is_visible()
+    assert card.bounding_box()["y"] < 800
+
+
 def test_every_number_leads_to_records_that_exist(watched, path):
     page = watched.page
     cells = page.locator("td[data-v]")
@@ -181,7 +227,9 @@ def test_every_number_leads_to_records_that_exist(watched, path):
     for target in page.locator("main a[href]").evaluate_all(
         "links => links.map(a => a.getAttribute('href'))"
     ):
-        if target.startswith("#"):
+        if target.startswith("https://"):
+            assert target.startswith("https://arxiv.org/abs/")
+        elif target.startswith("#"):
             assert page.locator(f"[id='{target[1:]}']").count() == 1, target
         else:
             assert (path.parent / unquote(target)).is_file(), target

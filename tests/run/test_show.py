@@ -11,12 +11,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import mimbench
-from mimbench import rng
+from mimbench import records, rng
 from mimbench.cli import app
 from mimbench.data.dataset import Dataset
 from mimbench.errors import UserError
 from mimbench.method import Step
 from mimbench.show import masked, show
+from mimbench.show.caption import read_caption
 from mimbench.show.draw import png
 from mimbench.show.panels import Box, Panel, Sheet, file_name, spread_over_classes
 from mimbench.show.predictions import palette
@@ -44,6 +45,14 @@ def test_every_kind_that_suits_is_drawn_and_the_rest_is_told(trained, tmp_path):
     }  # fmt: skip
     for path in shown.files:
         assert np.asarray(Image.open(path)).std() > 10  # no blank page
+        caption = read_caption(path)
+        assert caption.matches(path.read_bytes())
+        assert path.name.startswith(caption.kind)
+        for job, name in caption.jobs.items():
+            assert records.find(trained, job).content["variant"] == name
+            assert name in path.stem
+        assert len(caption.jobs) == path.stem.count("mae") + path.stem.count("random")
+        assert (caption.data, caption.lines > 0, bool(caption.note)) == ("digits", True, True)
     told = " ".join(shown.left_out)
     for sentence in ("random is never trained", "segmentation is left out", "detection is left out"):
         assert sentence in told

@@ -13,11 +13,15 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Surroundings:
-    """environment: of the templates. folder: of the results. link: a record's address by its id."""
+    """environment: of the templates. folder: of the results. link: a record's address by its id.
+
+    address: of a file, as the page links to it.
+    """
 
     environment: Environment
     folder: Path
     link: Callable[[str], str]
+    address: Callable[[Path], str]
 
     def render(self, template: str, **facts: Any) -> Markup:
         """A template of ``report/templates`` with ``facts``, escaped."""

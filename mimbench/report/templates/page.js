@@ -37,12 +37,14 @@
   const form = document.getElementById("filters");
   const name = document.getElementById("filter-name");
   const uses = document.getElementById("filter-uses");
+  const criteria = [...form.querySelectorAll("[data-criterion]")];
   const references = document.getElementById("filter-references");
   const older = document.getElementById("filter-older");
   const shown = document.getElementById("shown");
 
   function filter() {
     const wanted = name.value.trim().toLowerCase();
+    const asked = criteria.filter((one) => one.value !== "").map((one) => [one.dataset.criterion, one.value]);
     let count = 0;
     let total = 0;
     for (const table of tables) {
@@ -53,7 +55,8 @@
             old ||
             (!references.checked && !row.classList.contains("method")) ||
             (uses.value !== "" && row.dataset.uses !== uses.value) ||
-            !row.dataset.name.includes(wanted);
+            !row.dataset.name.includes(wanted) ||
+            asked.some(([criterion, value]) => !(row.dataset[criterion] ?? "").split("|").includes(value));
           if (row.hidden !== hidden) row.hidden = hidden;
           total += 1;
           count += hidden ? 0 : 1;
