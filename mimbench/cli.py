@@ -14,6 +14,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from mimbench import __version__
+from mimbench.commands import repro
 from mimbench.commands.survey import taxonomy_app
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
@@ -234,6 +235,10 @@ def doctor() -> None:
     report, healthy = doctor_report()
     Console().print(report)
     raise typer.Exit(0 if healthy else 1)
+
+
+app.command()(repro.verify)
+app.command()(repro.compare)
 
 
 def main() -> None:

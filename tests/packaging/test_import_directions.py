@@ -23,6 +23,8 @@ WITHOUT_TORCH = [
     "mimbench.request",
     "mimbench.registry",
     "mimbench.doctor",
+    "mimbench.commands.repro",
+    "mimbench.repro.compare",
 ]
 LOWER_FLOOR = {
     "checkpoint",
