@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from mimbench import journal, records
 from mimbench.errors import UserError, unknown
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
+    from mimbench.board import Table
     from mimbench.data import Dataset
     from mimbench.encoder import Encoder
     from mimbench.estimate import Estimate
@@ -214,36 +215,55 @@ def _check_builds(plan: Plan, workshop: Workshop, done: Collection[str]) -> None
 
 
 def _write_tables(request: Request) -> tuple[Path, ...]:
-    from mimbench.board import write
+    from mimbench.board import Layout, write
 
     if not any((request.out / "records").iterdir()):
         return ()
-    return tuple(write(request.out, protocols=request.named_protocols))
+    return tuple(write(request.out, layout=Layout(first=request.named_protocols)))
 
 
-def leaderboard(folder: str | Path = RESULTS, format: str | Sequence[str] = ("csv", "html")) -> pd.DataFrame:
-    """Write the tables of a results folder; the numbers as a DataFrame, one row a variant and protocol.
+def leaderboard(
+    folder: str | Path | Sequence[str | Path] = RESULTS,
+    by: str | Sequence[str] = (),
+    at: str = "",
+    group: str | Sequence[str] = (),
+    format: str | Sequence[str] = ("csv", "html"),
+    protocol: str | Sequence[str] = (),
+    seeds: str | int | Sequence[int] = (),
+    out: str | Path | None = None,
+) -> pd.DataFrame:
+    """Write the tables of results folders; the numbers as a DataFrame, one row a variant and protocol.
 
-    format: "csv", "html" or both; an empty one writes nothing. Raises UserError where there is no results
-    folder, a record is damaged or newer, or two records answer for one cell.
+    Every argument is an option of ``mimbench leaderboard`` and means the same there. An empty ``format``
+    writes nothing. Raises UserError where there is no results folder, a record is damaged or newer, two
+    records answer for one cell, or an option names what there is not.
     """
-    from mimbench.board import load, summary, tables
+    from mimbench.board import summary
 
-    write_leaderboard(folder, format)
-    return summary(tables(load(folder)))
+    layout = {"by": by, "at": at, "group": group, "protocol": protocol, "seeds": seeds}
+    return summary(draw_leaderboard(folder, format, out, **layout)[0])
 
 
-def write_leaderboard(folder: str | Path, format: str | Sequence[str]) -> list[Path]:
-    """Write the tables of a results folder as files of the formats named; their paths."""
-    from mimbench.board import Format, write
+def draw_leaderboard(
+    folder: str | Path | Sequence[str | Path],
+    format: str | Sequence[str],
+    out: str | Path | None,
+    **layout: Any,
+) -> tuple[list[Table], list[Path]]:
+    """The tables of results folders, and the files that they were written to.
 
+    layout: of ``board.make_layout``. Tables of several folders are written where ``out`` says, or not at all.
+    """
+    from mimbench import board
+
+    folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
     names = format.split(",") if isinstance(format, str) else format
-    formats: dict[Format, None] = {}
-    for name in filter(None, map(str.strip, names)):
-        if name not in get_args(Format):
-            raise unknown("format", name, get_args(Format))
-        formats[cast(Format, name)] = None
-    return write(folder, tuple(formats))
+    formats = [name for name in map(str.strip, names) if name]
+    board.check_formats(formats)
+    chosen = board.make_layout(**layout)
+    found = board.tables(board.load(folders), chosen)
+    anywhere = out is not None or len(folders) == 1
+    return found, board.save(found, folders, formats if anywhere else (), out)
 
 
 def load_encoder(source: str | Path, out: str | Path = RESULTS, seed: int = 0) -> Encoder:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from mimbench import __version__
 from mimbench.commands import repro
+from mimbench.commands.leaderboard import leaderboard
 from mimbench.commands.survey import taxonomy_app
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
@@ -138,17 +139,7 @@ def run(
     raise typer.Exit(0 if result.ok else 1)
 
 
-@app.command()
-def leaderboard(
-    folder: Annotated[Path, typer.Argument(help="Results folder.")] = RESULTS,
-    format: Annotated[str, typer.Option(help="Files to write: csv, html or both.")] = "csv,html",
-) -> None:
-    """Print the tables of a results folder and write them as files; records are only read."""
-    from mimbench.api import write_leaderboard
-    from mimbench.console import show_tables
-
-    files = write_leaderboard(folder, format)
-    show_tables(folder, files, Console())
+app.command()(leaderboard)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from mimbench.spec import Job, Record
 
 if TYPE_CHECKING:
     from mimbench.api import Result
+    from mimbench.board import Table as Board
     from mimbench.request import Request
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one job
@@ -163,9 +164,10 @@ def show_result(result: Result, request: Request, console: Console) -> None:
     if request.dry_run:
         _show_plan(result, console)
         return
-    from mimbench.board import console_tables
+    from mimbench.board import Layout, console_tables, tables
 
-    for table in console_tables(result.frame, width=console.width, protocols=request.named_protocols):
+    found = tables(result.frame, Layout(first=request.named_protocols))
+    for table in console_tables(found, console.width):
         console.print(table)
     show_sentences(result.plan.left_out, console)
     summary = result.summary
@@ -183,17 +185,20 @@ def show_sentences(sentences: Sequence[str], console: Console) -> None:
         console.print(Text(sentence, style="dim"), soft_wrap=True)
 
 
-def show_tables(folder: Path, files: Sequence[Path], console: Console) -> None:
-    """All tables of a results folder, and where their files lie."""
-    from mimbench.board import console_tables, load
+def show_tables(
+    tables: Sequence[Board], folders: Sequence[Path], files: Sequence[Path], console: Console
+) -> None:
+    """Tables of results folders, and where their files lie."""
+    from mimbench.board import console_tables
 
-    tables = console_tables(load(folder), width=console.width)
-    for table in tables:
+    for table in console_tables(tables, console.width):
         console.print(table)
     if not tables:
-        console.print(f"no results in {folder} yet", markup=False)
+        console.print(f"no results in {', '.join(map(str, folders))} yet", markup=False)
+    if not files and len(folders) > 1:
+        show_sentences(["Of several folders no files are written unless --out names a folder."], console)
     rows = [(path.suffix.lstrip(".").upper(), path) for path in files]
-    show_places([*rows, ("records", folder / "records")], console)
+    show_places([*rows, *(("records", folder / "records") for folder in folders)], console)
 
 
 def show_places(places: Sequence[tuple[str, Path]], console: Console) -> None:

@@ -74,7 +74,12 @@ def find(folder: Path, job_id: str) -> Record | None:
 
 
 def read_folder(folder: Path) -> list[Record]:
-    """All records below a results folder, ordered by id. Files that are not records are left alone.
+    """All records below a results folder, ordered by id; raises as ``read_files``."""
+    return [record for _, record in read_files(folder)]
+
+
+def read_files(folder: Path) -> list[tuple[Path, Record]]:
+    """All records below a results folder with their files, ordered by id. Other files are left alone.
 
     folder: a results folder, or its ``records`` folder itself. Raises UserError where neither is there,
     and for a damaged or newer record.
@@ -85,4 +90,4 @@ def read_folder(folder: Path) -> list[Record]:
         inner = folder
     if not inner.is_dir():
         raise UserError(f"no results folder at {folder}; name the one given to mimbench run with --out")
-    return [read(path) for path in sorted(inner.iterdir()) if NAME.fullmatch(path.name)]
+    return [(path, read(path)) for path in sorted(inner.iterdir()) if NAME.fullmatch(path.name)]

@@ -215,6 +215,11 @@ class Budget(Spec):
         return f"{self.amount:g} {self.unit}"
 
 
+LABEL = (
+    "{data} · {image_size} px · {backbone} · {budget} · {recipe} recipe · batch {batch_size} · {precision}"
+)
+
+
 class Setting(Spec):
     """Everything held identical across the rows of one table."""
 
@@ -233,10 +238,11 @@ class Setting(Spec):
 
     @property
     def label(self) -> str:
-        return (
-            f"{self.data} · {self.image_size} px · {self.backbone} · {self.budget} · "
-            f"{self.recipe} recipe · batch {self.batch_size} · {self.precision}"
-        )
+        return LABEL.format(**self.words())
+
+    def words(self) -> dict[str, str]:
+        """Its fields as people read them."""
+        return {name: str(value) for name, value in self}
 
 
 class Job(Frozen):

@@ -1,9 +1,9 @@
-"""Builds tables out of a frame of records: groups what is comparable and averages seeds."""
+"""Builds tables out of a frame of records: joins what is comparable and averages seeds."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,113 +12,95 @@ import numpy as np
 import pandas as pd
 
 from mimbench.report.cells import flags_of, make_cell, with_ranks
+from mimbench.report.columns import check_names, column_of, column_sets, keeps
 from mimbench.report.conflicts import refuse_two_answers
-from mimbench.report.costs import COSTS, NAN
-from mimbench.report.tables import Column, Row, Table
-from mimbench.spec import Setting, canonical
+from mimbench.report.costs import COSTS, NAN, SPENT
+from mimbench.report.entries import setting_of, without
+from mimbench.report.layout import Layout
+from mimbench.report.level import Chosen, Run, choose, run_of
+from mimbench.report.tables import Cell, Column, Row, Table
 
-Slot = tuple[str, str, str]  # protocol, preset, data: of several definitions the newest is in the main table
 
-
-def build(frame: pd.DataFrame, protocols: Sequence[str] = ()) -> list[Table]:
+def build(frame: pd.DataFrame, layout: Layout) -> list[Table]:
     """The tables of ``board.tables``."""
+    entries = list(frame.itertuples(index=False))
+    check_names(layout.only, entries)
+    entries = [entry for entry in entries if keeps(layout, entry)]
+    check_names(layout.by, entries, sorting=True)
+    joined: dict[str, list[Any]] = defaultdict(list)  # settings that may share a table
+    answers: dict[str, list[Any]] = defaultdict(list)  # settings as they are
+    for entry in entries:
+        joined[without(entry.setting, layout.free)].append(entry)
+        answers[entry.identity].append(entry)
+    for own in answers.values():
+        refuse_two_answers(own)
     found = []
-    groups = frame.groupby(frame["setting"].map(_identity))
-    for _, group in sorted(groups, key=lambda pair: pair[1]["setting"].min()):
-        entries = list(group.itertuples(index=False))
-        refuse_two_answers(entries)
-        for place, columns in enumerate(_column_sets(entries, protocols)):
-            setting = Setting.model_validate_json(entries[0].setting)
-            found.append(_table(setting, columns, entries, main=place == 0))
+    for own in sorted(joined.values(), key=lambda own: min(entry.setting for entry in own)):
+        for place, columns in enumerate(column_sets(own, layout)):
+            found.append(_table(columns, own, layout, main=place == 0))
     return _with_differences(found)
 
 
-def _identity(setting: str) -> str:
-    """The same for settings that differ in the name of the data only."""
-    return canonical(Setting.model_validate_json(setting).identity())
-
-
-def _variant(entry: Any) -> tuple[str, tuple[int, ...]]:
-    return entry.variant, entry.versions
-
-
-def _slot(entry: Any) -> Slot:
-    return entry.protocol, entry.preset, entry.tested_on
-
-
-def _column(entry: Any) -> Column:
-    return Column(
-        entry.protocol,
-        entry.protocol_version,
-        entry.fields,
-        entry.preset,
-        entry.tested_on,
-        data=entry.tested_on_name,
-        metric=entry.metric or "result",
-        summary=entry.summary,
-        unit=entry.unit,
-        ranked=entry.ranked,
-    )
-
-
-def _column_sets(entries: list[Any], first: Sequence[str]) -> list[tuple[Column, ...]]:
-    """Columns of each table of one setting: every slot's newest definition, then the others alone."""
-    evaluations = sorted((e for e in entries if e.kind == "evaluate"), key=lambda e: e.status)  # done first
-    uses = Counter(_column(e) for e in evaluations)
-    definitions: dict[Slot, list[Column]] = defaultdict(list)
-    for column in sorted(uses, key=lambda c: (-c.version, -uses[c], c.fields)):
-        definitions[column.protocol, column.preset, column.tested_on].append(column)
-    asked = {key: place for place, key in enumerate(first)}
-    began = {slot: min(e.finished for e in evaluations if _slot(e) == slot) for slot in definitions}
-
-    def place(slot: Slot) -> tuple:
-        protocol, preset, _ = slot
-        by_name = asked.get(f"{protocol}:{preset}", asked.get(protocol, len(asked)))
-        return by_name, began[slot], slot
-
-    slots = sorted(definitions, key=place)
-    main = _told_apart([definitions[slot][0] for slot in slots])
-    return [main] + [(column,) for slot in slots for column in definitions[slot][1:]]
-
-
-def _told_apart(columns: list[Column]) -> tuple[Column, ...]:
-    """The columns; where two data sets have the same name, with their content in it."""
-    names = Counter(column.title for column in columns)
-    return tuple(
-        replace(column, data=f"{column.data} (content {column.tested_on[:8]})")
-        if names[column.title] > 1 and column.tested_on
-        else column
-        for column in columns
-    )
-
-
-def _table(setting: Setting, columns: tuple[Column, ...], entries: list[Any], main: bool) -> Table:
+def _table(columns: tuple[Column, ...], entries: list[Any], layout: Layout, main: bool) -> Table:
     """One table. The main one of a setting lists everybody, others only who was measured under them."""
-    evaluated = [e for e in entries if e.kind == "evaluate" and _column(e) in columns]
-    trained = [e for e in entries if e.kind == "pretrain"]
-    newest: dict[str, tuple[int, ...]] = {}
+    newest = _newest(entries)
+    shown = choose(entries, layout.level, newest) if layout.level else Chosen(entries, None, {}, {})
+    evaluated = [e for e in shown.entries if e.kind == "evaluate" and column_of(e) in columns]
+    by_run: dict[Run, list[Any]] = defaultdict(list)
+    for entry in evaluated:
+        by_run[run_of(entry)].append(entry)
+    for entry in shown.entries:
+        if entry.kind == "pretrain" and (main or run_of(entry) in by_run):
+            by_run[run_of(entry)].append(entry)
+    # An older version, or a run that is no answer at the level, makes no hole in the others and has none.
+    counted = {run for run in by_run if run[1] == newest[run[0]] and run not in shown.short}
+    seeds = tuple(sorted({entry.seed for run in counted for entry in by_run[run]}))
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for run, own in by_run.items():
+        its_seeds = seeds if run in counted else tuple(sorted({entry.seed for entry in own}))
+        row = _row(own, columns, its_seeds, older=run[1] != newest[run[0]])
+        row = _at_level(row, run, shown) if shown.level else row
+        row = replace(row, group=layout.heading(row))
+        groups[row.group].append(row)
+    ranking = [place for place, column in enumerate(columns) if column.ranked]
+    rows = [row for own in groups.values() for row in with_ranks(own, columns)]
+    rows.sort(key=lambda row: (layout.place(row), *_place(row, ranking)))
+    failures = tuple(
+        (e.name, e.error, e.record)
+        for e in entries
+        if e.status == "failed" and (main or (e.kind == "evaluate" and column_of(e) in columns))
+    )
+    return Table(
+        setting=setting_of(entries[0].setting),
+        columns=columns,
+        rows=tuple(rows),
+        seeds=seeds,
+        differs=(),
+        failures=failures,
+        level=shown.level,
+        varies=layout.free,
+        files={entry.record: entry.file for entry in entries},
+    )
+
+
+def _newest(entries: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    """The newest versions of each variant and of what was trained for it."""
+    found: dict[str, tuple[int, ...]] = {}
     for entry in entries:
         if entry.kind != "tokenizer":
-            newest[entry.variant] = max(newest.get(entry.variant, entry.versions), entry.versions)
-    by_variant: dict[tuple[str, tuple[int, ...]], list[Any]] = defaultdict(list)
-    for entry in evaluated:
-        by_variant[_variant(entry)].append(entry)
-    for entry in trained:
-        if main or _variant(entry) in by_variant:
-            by_variant[_variant(entry)].append(entry)
-    current = [e for key, own in by_variant.items() if key[1] == newest[key[0]] for e in own]
-    seeds = tuple(sorted({e.seed for e in current}))
-    rows = [
-        _row(own, columns, seeds, older=versions != newest[variant])
-        for (variant, versions), own in by_variant.items()
-    ]
-    rows = with_ranks(rows, columns)
-    ranking = [place for place, column in enumerate(columns) if column.ranked]
-    rows.sort(key=lambda row: _place(row, ranking))
-    failures = tuple(
-        (e.name, e.error, e.record) for e in entries if e.status == "failed" and (main or e in evaluated)
-    )
-    return Table(setting, columns, tuple(rows), seeds, (), failures)
+            found[entry.variant] = max(found.get(entry.variant, entry.versions), entry.versions)
+    return found
+
+
+def _at_level(row: Row, run: Run, shown: Chosen) -> Row:
+    """The row with what share of the level it spent; where that is no run at the level, without numbers."""
+    share = shown.share(run)
+    row = replace(row, cost={SPENT.key: share, **row.cost})
+    if run not in shown.short:
+        return row
+    reason = "cost unknown" if np.isnan(share) else f"{100 * share:.0f} % spent"
+    hole = Cell("hole", reason)
+    return replace(row, cells=(hole,) * len(row.cells), flags=(*row.flags, shown.short[run]))
 
 
 def _place(row: Row, ranking: Sequence[int]) -> tuple:
@@ -129,9 +111,7 @@ def _place(row: Row, ranking: Sequence[int]) -> tuple:
 
 
 def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], older: bool) -> Row:
-    """One row out of all records of a variant and version; an older version has seeds of its own."""
-    if older:
-        seeds = tuple(sorted({e.seed for e in own}))
+    """One row out of all records of a run; its numbers are means over ``seeds``."""
     like = own[0]
     evaluations = [e for e in own if e.kind == "evaluate"]
     trainings = [e for e in own if e.kind == "pretrain"]
@@ -143,6 +123,7 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
     }
     costs = {**trained, **measured}  # an evaluation's cost is that of its pre-training, tokenizer included
     return Row(
+        setting=setting_of(like.setting),
         variant=like.variant,
         method=like.method,
         version=".".join(map(str, like.versions)),
@@ -153,7 +134,7 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
         sources=like.sources,
         settings=like.settings,
         cells=tuple(
-            make_cell(column, [e for e in evaluations if _column(e) == column], trainings, seeds)
+            make_cell(column, [e for e in evaluations if column_of(e) == column], trainings, seeds)
             for column in columns
         ),
         # np.mean keeps NaN: a cost that one seed lacks is a hole.
@@ -175,8 +156,7 @@ def _with_differences(found: list[Table]) -> list[Table]:
     """The tables, each told in what it differs from the others."""
     facts = []
     for table in found:
-        own = {name.replace("_", " "): value for name, value in table.setting.content().items()}
-        own["budget"] = str(table.setting.budget)
+        own = {name.replace("_", " "): value for name, value in table.held.items()}
         own["content of the data"] = own.pop("fingerprint")[:8]
         for column in table.columns:
             name = f"{column.name} on {column.data}" if column.tested_on else column.name

@@ -81,7 +81,7 @@ def _outcomes(entries: Sequence[Any], ranked: bool) -> tuple[Outcomes, ...]:
     for entry in entries:
         if not entry.outcomes:
             return ()
-        where = f"records/{entry.record}.json"
+        where = entry.file
         try:
             found.append(unpack(entry.outcomes))
         except ValueError as error:
@@ -95,7 +95,7 @@ def _outcomes(entries: Sequence[Any], ranked: bool) -> tuple[Outcomes, ...]:
             )
         if (found[-1].kind, found[-1].n) != (found[0].kind, found[0].n):
             raise UserError(
-                f"records/{entries[0].record}.json and {where} stand for one cell but were tested on "
+                f"{entries[0].file} and {where} stand for one cell but were tested on "
                 f"{found[0].n} and {found[-1].n} images, with {found[0].kind} and {found[-1].kind}; "
                 "move away the one not meant"
             )

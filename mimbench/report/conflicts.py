@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from mimbench.errors import UserError
+from mimbench.spec import Record
+
+Filed = tuple[Path, Record]
+
+
+def refuse_two_contents(one: Filed | None, two: Filed) -> Filed:
+    """Of two files for one job, in different results folders, the one that counts.
+
+    A copy is no second answer, and neither is a failure beside a result. Raises UserError for anything else.
+    """
+    if one is None or one[1].status == "failed":
+        return two if one is None or two[1].status == "done" or two[1].finished > one[1].finished else one
+    if two[1].status == "done" and one[1] != two[1]:
+        raise UserError(
+            f"{one[0]} and {two[0]} are different records of one job, {one[1].name} (of {one[1].finished} "
+            f"and of {two[1].finished}); move away the one not meant"
+        )
+    return one
 
 
 def refuse_two_answers(entries: list[Any]) -> None:
@@ -50,7 +69,7 @@ def _asked(entry: Any) -> str:
 
 
 def _answer(entry: Any) -> str:
-    return f"records/{entry.record}.json ({entry.metric} {entry.value:.4f}, of {entry.finished})"
+    return f"{entry.file} ({entry.metric} {entry.value:.4f}, of {entry.finished})"
 
 
 def _why(one: Any, two: Any, entries: list[Any]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mimbench.report import ties
-from mimbench.report.costs import BY_KEY
+from mimbench.report.costs import BY_KEY, SPENT
 from mimbench.report.tables import Column, Row, Table
 from mimbench.report.text import HOLE, number
 
@@ -37,7 +37,7 @@ def draw(table: Table, width: int = 100) -> Group:
 
 
 def _fitting(table: Table, width: int) -> list[RichTable]:
-    places = range(len(table.columns))
+    places = list(range(len(table.columns)))
     for plan in PLANS:
         drawn = _draw(table, places, *plan)
         if _width(drawn) <= width:
@@ -70,16 +70,21 @@ def _draw(table: Table, places: Sequence[int], costs: int, names: int, stacked: 
     drawn.add_column("method", overflow="fold", min_width=8, max_width=names)
     for place in places:
         drawn.add_column(_head(table.columns[place], stacked), no_wrap=not stacked, overflow="fold")
-    shown = [(key, title, *BY_KEY[key].unit(r.cost[key] for r in table.rows)) for key, title in COSTS[:costs]]
+    wanted = [(SPENT.key, SPENT.title.lower())] if table.level and places[:1] == [0] else []
+    wanted += COSTS[:costs]
+    shown = [(key, title, *BY_KEY[key].unit(r.cost[key] for r in table.rows)) for key, title in wanted]
     for _, title, _, unit in shown:
         drawn.add_column(f"{title}\n{unit}".strip(), justify="right", no_wrap=True)
-    for row in table.rows[:ROWS]:
-        drawn.add_row(
-            _name(row, table),
-            *(_cell(table, row, place, stacked) for place in places),
-            *(Text(number(factor * row.cost[key])) for key, _, factor, _ in shown),
-            style="dim" if row.older or row.role in ("floor", "ceiling") else None,
-        )
+    for body in table.bodies:
+        if body.heading and body.start < ROWS:
+            drawn.add_row(Text(body.heading), style="italic")
+        for row in body.rows[: max(0, ROWS - body.start)]:
+            drawn.add_row(
+                _name(row, table),
+                *(_cell(table, row, place, stacked) for place in places),
+                *(Text(number(factor * row.cost[key])) for key, _, factor, _ in shown),
+                style="dim" if body.older or row.role in ("floor", "ceiling") else None,
+            )
     return drawn
 
 
@@ -93,8 +98,7 @@ def _head(column: Column, stacked: bool) -> Text:
 
 
 def _name(row: Row, table: Table) -> Text:
-    marks = [row.role] if row.role != "method" else []
-    marks += [f"older version {row.version}"] if row.older else []
+    marks = table.marks(row)
     flag = FLAG if table.row_flags(row) else ""
     return Text(row.variant + flag + (f" ({', '.join(marks)})" if marks else ""))  # Text: names are no markup
 

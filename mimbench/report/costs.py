@@ -63,7 +63,8 @@ COSTS = (
         ((1e-3, "G"), (1, "M"), (1e3, "k")),
     ),
 )
-BY_KEY = {cost.key: cost for cost in COSTS}
+SPENT = Cost("level_share", "Spent", "share of the cost at which the table compares its rows", ((100, "%"),))
+BY_KEY = {cost.key: cost for cost in (SPENT, *COSTS)}
 
 
 def amounts(cost: Mapping[str, Any]) -> dict[str, float]:
@@ -96,3 +97,9 @@ def device(cost: Mapping[str, Any]) -> str:
     processes = cost.get("processes", 1)
     name = cost.get("device", "") if cost.get("images") else ""
     return f"{processes} × {name}" if name and processes > 1 else name
+
+
+def devices(cost: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where it and all that had to be trained before it were trained."""
+    before = (place for inner in cost.get("external", {}).values() for place in devices(inner))
+    return tuple(dict.fromkeys(filter(None, (device(cost), *before))))

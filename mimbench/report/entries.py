@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mimbench.errors import UserError
 from mimbench.report.cards import MethodCard
-from mimbench.report.costs import NAN, amounts, device
+from mimbench.report.costs import NAN, amounts, device, devices
 from mimbench.report.text import plain
 from mimbench.spec import External, Record, Role, Setting, canonical
 
@@ -61,8 +62,8 @@ class _Facts(BaseModel):
     card: MethodCard | None = None  # of a pre-training's method; records of earlier versions have none
 
 
-def entry(record: Record) -> dict[str, Any]:
-    """The row of a record; raises UserError, naming its file, when it is damaged."""
+def entry(record: Record, file: str) -> dict[str, Any]:
+    """The row of a record; raises UserError, naming its ``file``, when it is damaged."""
     try:
         content = _Content.model_validate(record.content)
         facts = _Facts.model_validate({k: v for k, v in record.facts.items() if v is not None})
@@ -70,7 +71,7 @@ def entry(record: Record) -> dict[str, Any]:
         first = error.errors()[0]
         part = "content" if error.title == "_Content" else "facts"
         raise UserError(
-            f"the record records/{record.id}.json is damaged ({part}.{'.'.join(map(str, first['loc']))}: "
+            f"the record {file} is damaged ({part}.{'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}); move it away and run the same command again to redo its job"
         ) from error
     data = content.data
@@ -79,6 +80,7 @@ def entry(record: Record) -> dict[str, Any]:
     metric = facts.metric or next(iter(record.metrics), "")
     return {
         "record": record.id,
+        "file": file,
         "kind": record.kind,
         "status": record.status,
         "error": record.error or "",
@@ -95,6 +97,7 @@ def entry(record: Record) -> dict[str, Any]:
         "settings": canonical(content.settings),
         "seed": content.seed,
         "setting": canonical(content.setting.content()),
+        "identity": canonical(content.setting.identity()),
         "protocol": content.protocol,
         "protocol_version": content.protocol_version,
         "preset": content.preset,
@@ -114,9 +117,24 @@ def entry(record: Record) -> dict[str, Any]:
         "outcomes": record.outcomes,
         "curve": record.curve,
         "device": device(record.cost),
+        "devices": devices(record.cost),
+        "epochs": _epochs(content.setting, record),
         "finished": record.finished,
         **{f"cost_{key}": amount for key, amount in amounts(record.cost).items()},
     }
+
+
+@lru_cache(maxsize=4096)
+def setting_of(content: str) -> Setting:
+    """The setting of an entry."""
+    return Setting.model_validate_json(content)
+
+
+@lru_cache(maxsize=4096)
+def without(content: str, free: tuple[str, ...]) -> str:
+    """What decides the results of an entry's setting, but for the fields ``free``; canonical JSON."""
+    identity = setting_of(content).identity()
+    return canonical({name: value for name, value in identity.items() if name not in free})
 
 
 def _choice(selection: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +149,18 @@ def _choice(selection: dict[str, Any]) -> dict[str, Any]:
         "chosen": chosen,
         "edges": tuple(map(str, selection.get("edges", ()))),
     }
+
+
+def _epochs(setting: Setting, record: Record) -> float:
+    """Passes over the training images in its own pre-training; NaN where the record does not tell."""
+    images = record.cost.get("images")
+    if not images:
+        return NAN if images is None else 0.0
+    if setting.budget.unit == "epochs":
+        return setting.budget.amount
+    own = record.data.get("fingerprint") == setting.fingerprint
+    size = record.data.get("sizes", {}).get("train") if own else None
+    return images / size if size else NAN
 
 
 def _versions(content: dict[str, Any]) -> Iterator[int]:

@@ -12,8 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,15 +22,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mimbench.report import figures, sections, text
-from mimbench.report.costs import COSTS
 from mimbench.report.sections import Surroundings
 from mimbench.report.tables import Table
 
 FILTERED = ("scheme", "masking", "target")  # criteria of the survey's taxonomy that rows are filtered by
 
 
-def html(found: Sequence[Table], folder: Path, out: Path) -> str:
-    """The page of ``found``, to be written into ``out``; links lead to the records below ``folder``."""
+def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> str:
+    """The page of ``found``, to be written into ``out``; folders: of the results, one or several."""
     environment = Environment(
         loader=PackageLoader("mimbench.report"),
         autoescape=True,
@@ -39,16 +38,18 @@ def html(found: Sequence[Table], folder: Path, out: Path) -> str:
         lstrip_blocks=True,
     )
     style, script = (environment.get_template(name).render() for name in ("page.css", "page.js"))
-    surroundings = Surroundings(environment, folder, _links(folder, out), partial(_address, out))
+    given = [folders] if isinstance(folders, Path) else folders
+    files = {record: file for table in found for record, file in table.files.items()}
+    surroundings = Surroundings(environment, given, _links(files, out), partial(_address, out))
     page = environment.get_template("page.html").render(
         style=Markup(style),
         script=Markup(script),
         style_hash=_source_hash(style),
         script_hash=_source_hash(script),
         views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
-        any_older=any(row.older for table in found for row in table.rows),
+        any_older=any(body.older for table in found for body in table.bodies),
         criteria=_criteria(found),
-        all_costs=COSTS,
+        all_costs=list(dict.fromkeys(cost for table in found for cost in table.costs)),
         link=surroundings.link,
         closing=sections.of_page(found, surroundings),
         newest=max((row.finished for table in found for row in table.rows), default=""),
@@ -67,10 +68,15 @@ def _source_hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _links(folder: Path, out: Path) -> Callable[[str], str]:
+def _links(files: Mapping[str, str], out: Path) -> Callable[[str], str]:
     """From a record's id to its address, relative to the page so that the folder can be moved or served."""
-    base = _address(out, folder / "records" if (folder / "records").is_dir() else folder)
-    return lambda record: f"{base}/{quote(record, safe='')}.json"
+    base = cache(partial(_address, out))  # of few folders
+
+    def link(record: str) -> str:
+        path = Path(files[record])
+        return f"{base(path.parent)}/{quote(path.name, safe='')}"
+
+    return link
 
 
 def _address(out: Path, path: Path) -> str:
@@ -85,7 +91,7 @@ def _view(table: Table, number: int, surroundings: Surroundings) -> dict[str, An
     """What the template needs of a table beyond its rows."""
     costs = [
         (cost, *cost.unit(row.cost[cost.key] for row in table.rows))
-        for cost in COSTS
+        for cost in table.costs
         if any(row.cost[cost.key] > 0 for row in table.rows)
     ]
     return {
@@ -131,9 +137,9 @@ def _criteria(found: Sequence[Table]) -> list[tuple[str, list[str]]]:
 
 def _title(table: Table) -> str:
     """Names the table, and what sets it apart where data, backbone and budget do not."""
-    setting = table.setting
+    held = table.held
     apart = [f"{name} {value}" for name, value in table.differs if name not in ("data", "backbone", "budget")]
-    return " · ".join([setting.data, setting.backbone, str(setting.budget), *apart])
+    return " · ".join([held["data"], held["backbone"], held["budget"], *apart])
 
 
 def _bounds(table: Table, place: int) -> tuple[float, float]:

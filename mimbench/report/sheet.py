@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mimbench.report.tables import Cell, Column, Row, Table
-from mimbench.spec import Setting, canonical
+from mimbench.spec import canonical
 
 # A cell that starts like this is a formula to Excel, LibreOffice and Google Sheets (OWASP, CSV Injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -22,10 +22,12 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
     ``0:0.871 1:0.869`` and their records stand in the same order. ``p_above`` is the p-value against the
     method ranked just above, corrected for the number of methods in its column; ``p_above_raw`` is not.
     So many ``images_needed`` or ``seeds_needed`` would probably tell the two apart, where they tie.
+    Ranks and tests are within a ``group``. Of tables at equal cost ``level_share`` is the share of it that
+    a row's run spent.
     """
     return pd.DataFrame(
         [
-            {"table": number, **_setting(table.setting), **_method(row), **_result(table, column, cell)}
+            {"table": number, **_setting(table, row), **_method(row), **_result(table, column, cell)}
             | {"pretrain_records": " ".join(row.trained.values()), **row.cost}
             for number, table in enumerate(found, start=1)
             for row in table.rows
@@ -34,8 +36,13 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
     )
 
 
-def _setting(setting: Setting) -> dict[str, Any]:
-    return {**setting.content(), "budget": str(setting.budget)}
+def _setting(table: Table, row: Row) -> dict[str, Any]:
+    return {
+        **row.setting.content(),
+        "budget": str(row.setting.budget),
+        "compared_at": table.level.title if table.level else "",
+        "group": row.group,
+    }
 
 
 def _method(row: Row) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def _result(table: Table, column: Column, cell: Cell) -> dict[str, Any]:
         "protocol": column.protocol,
         "preset": column.preset,
         "protocol_version": column.version,
+        "older_protocol_version": column.older,
         "protocol_fields": column.fields,
         "evaluated_on": column.data if column.tested_on else table.setting.data,
         "evaluated_fingerprint": column.tested_on or table.setting.fingerprint,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from mimbench.outcomes import Outcomes
 from mimbench.report import text
 from mimbench.report.cards import MethodCard
-from mimbench.report.costs import NAN
-from mimbench.spec import Setting
+from mimbench.report.costs import COSTS, NAN, SPENT, Cost
+from mimbench.report.level import Level
+from mimbench.spec import LABEL, Setting
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Column:
     summary: str = field(default="", compare=False)  # of the protocol, one sentence
     unit: str = field(default="share", compare=False)  # "share" of the test data, or "number"
     ranked: bool = field(default=True, compare=False)  # whether more is better
+    newest: int = field(default=0, compare=False)  # version of this protocol that there are results of
+
+    @property
+    def older(self) -> bool:
+        return self.version < self.newest
 
     @property
     def name(self) -> str:
@@ -43,7 +51,8 @@ class Column:
     def remarks(self) -> tuple[str, ...]:
         """What to know before comparing it with the columns beside it."""
         tested = (f"on {self.data}",) if self.tested_on else ()
-        return (*tested, "chooses on test") if self.chosen_on == "test" else tested
+        chooses = ("chooses on test",) if self.chosen_on == "test" else ()
+        return (*tested, *chooses, *((f"older version, now {self.newest}",) if self.older else ()))
 
     @property
     def title(self) -> str:
@@ -93,6 +102,7 @@ class Cell:
 class Row:
     """A method variant at one version."""
 
+    setting: Setting  # that it was trained under: its table's, but where that varies
     variant: str
     method: str
     version: str  # "1"; with a tokenizer or teacher trained for it also theirs, "1.2"
@@ -111,6 +121,7 @@ class Row:
     finished: str  # when the newest of its records was, ISO 8601
     flags: tuple[str, ...] = ()  # what to know about its pre-training, in sentences
     card: MethodCard | None = None  # None where its records keep none
+    group: str = ""  # heading that it stands under; "" where rows stand in none
 
     @property
     def seeds(self) -> list[int]:
@@ -130,19 +141,71 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows that may be compared."""
+class Body:
+    """Rows of one group that stand below each other. start: place of the first in the table."""
 
-    setting: Setting
+    heading: str  # "" where the group's heading stands above already, or there are no groups
+    older: bool  # all of them are results of a version that is no longer the newest
+    start: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that may be compared, within their groups where there are any."""
+
+    setting: Setting  # of all rows; where they vary, that of one of them
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]  # best first by the first column that ranks; older versions last
+    rows: tuple[Row, ...]  # by group; best first by the first column that ranks; older versions last
     seeds: tuple[int, ...]  # every number is a mean over all of them
     differs: tuple[tuple[str, str], ...]  # (what, its value here), wherever the tables part
     failures: tuple[tuple[str, str, str], ...]  # (job's name, error, record id)
+    level: Level | None = None  # cost at which rows are compared; None: all had one budget, or a group each
+    varies: tuple[str, ...] = ()  # fields of the setting in which rows may differ
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)  # of all its records, by their ids
 
     @property
     def label(self) -> str:
-        return self.setting.label
+        return LABEL.format(**self.held)
+
+    @cached_property
+    def held(self) -> dict[str, str]:
+        """The setting in words, by field; where rows differ in one, all that there are."""
+        of_rows = [row.setting.words() for row in self.rows]
+        words = self.setting.words()
+        for name in self.varies:
+            words[name] = ", ".join(sorted({own[name] for own in of_rows})) or words[name]
+        if self.level:
+            words["budget"] = self.level.title
+        return words
+
+    @property
+    def bodies(self) -> list[Body]:
+        """The rows as they stand below each other."""
+        found: list[Body] = []
+        outdated = bool(self.columns) and all(column.older for column in self.columns)
+        above = ""
+        for (group, older), rows in groupby(self.rows, key=lambda row: (row.group, row.older)):
+            start = sum(len(body.rows) for body in found)
+            found.append(Body(group if group != above else "", older or outdated, start, tuple(rows)))
+            above = group
+        return found
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        return (SPENT, *COSTS) if self.level else COSTS
+
+    def marks(self, row: Row) -> tuple[str, ...]:
+        """What stands beside a row's name wherever it is shown."""
+        found = [row.role] if row.role != "method" else []
+        if row.external == "labels" or (row.external != "none" and not row.sources):
+            found.append(row.external)
+        found += [row.sources] if row.sources else []
+        found += ["not the published formulas"] if row.parity == "own formulas" else []
+        found += [f"older version {row.version}"] if row.older else []
+        if self.level and row.cost["pflops"] > 0:
+            found.append(str(row.setting.budget))
+        return tuple(found)
 
     def row_flags(self, row: Row) -> tuple[str, ...]:
         """What to know about all numbers of a row: flags of its pre-training, and of what only describes."""

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from mimbench import records
-from mimbench.board import Table, console_tables, load, tables
+from mimbench.board import Layout, Table, console_tables, load, tables
 from mimbench.outcomes import Hits, Outcomes
 from mimbench.spec import Job, Record
 
@@ -186,7 +186,7 @@ COST = {
 
 def only(board: Board, **options: Any) -> Table:
     """Its one table."""
-    (table,) = tables(load(board.folder), **options)
+    (table,) = tables(load(board.folder), Layout(**options))
     return table
 
 
@@ -194,6 +194,6 @@ def printed(board: Board, width: int = 100, **options: Any) -> str:
     """What the console shows."""
     console = Console(width=width)
     with console.capture() as capture:
-        for table in console_tables(load(board.folder), width=width, **options):
+        for table in console_tables(tables(load(board.folder), Layout(**options)), width):
             console.print(table)
     return capture.get()

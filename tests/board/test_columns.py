@@ -27,7 +27,7 @@ def test_a_recipe_and_other_data_stand_beside_the_protocol_in_one_table(board):
         board.evaluate(variant, accuracy)
         board.evaluate(variant, accuracy + 0.1, preset="mae", fields={"epochs": 90})
         board.evaluate(variant, accuracy + 0.2, data=BIRDS)
-    table = only(board, protocols=("linprobe",))
+    table = only(board, first=("linprobe",))
     assert {c.title: round(table.rows[0].cells[i].value, 3) for i, c in enumerate(table.columns)} == {
         "linprobe@1": 0.6,
         "linprobe:mae@1": 0.7,
@@ -100,7 +100,7 @@ def test_a_recipe_and_other_data_never_mix_weights_into_a_row(board):
 def test_columns_come_in_the_order_asked_for(board):
     for hour, change in enumerate(({"protocol": "knn"}, {}, {"preset": "mae"}, {"data": BIRDS})):
         board.evaluate("mae", 0.5, finished=f"2026-01-01T0{hour}:00:00+00:00", **change)
-    assert [c.title for c in only(board, protocols=("linprobe:mae", "linprobe")).columns] == [
+    assert [c.title for c in only(board, first=("linprobe:mae", "linprobe")).columns] == [
         "linprobe:mae@1",
         "linprobe@1",
         "linprobe@1 on imagefolder:birds",

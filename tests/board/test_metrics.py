@@ -106,7 +106,7 @@ def test_what_only_describes_neither_ranks_nor_sorts(board):
     for variant, accuracy, rank in (("mae", 0.7, 10.0), ("beit", 0.5, 90.0), ("hpm", 0.3, 50.0)):
         describe(board, variant, rank)
         board.evaluate(variant, accuracy)
-    table = only(board, protocols=("rankme",))
+    table = only(board, first=("rankme",))
     assert [row.variant for row in table.rows] == ["mae", "beit", "hpm"]
     assert [row.cells[0].rank for row in table.rows] == ["", "", ""]
     assert [row.cells[1].rank for row in table.rows] == ["1", "2", "3"]

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from mimbench.board import write
+from mimbench.board import Layout, write
 from mimbench.outcomes import Overlaps
 
 from .synthetic import COST, Board
@@ -122,7 +122,7 @@ def fill(board: Board) -> None:
 def path(tmp_path_factory) -> Path:
     board = Board(tmp_path_factory.mktemp("board"))
     fill(board)
-    (html,) = write(board.folder, ("html",), protocols=("linprobe", "knn"))
+    (html,) = write(board.folder, ("html",), layout=Layout(first=("linprobe", "knn")))
     return html
 
 
@@ -251,7 +251,7 @@ def test_columns_of_all_tasks_stand_in_one_table_with_what_to_know(board, browse
         )
         miou = {"metrics": {"miou": areas.score}, "outcomes": areas}
         board.evaluate(variant, protocol="upernet", data=ade, fields={}, **miou)
-    (html,) = write(board.folder, ("html",), protocols=("rankme", "linprobe", "upernet"))
+    (html,) = write(board.folder, ("html",), layout=Layout(first=("rankme", "linprobe", "upernet")))
     opened = Watched(browser, html)
     groups = opened.page.locator("th.group").all_inner_texts()
     assert groups[:4] == [

@@ -217,7 +217,7 @@ def test_a_protocol_that_was_not_run_is_a_hole(board):
     board.evaluate("mae", 0.6)
     board.evaluate("mae", 0.5, protocol="knn")
     board.evaluate("beit", 0.6)
-    table = only(board, protocols=("linprobe",))
+    table = only(board, first=("linprobe",))
     assert [column.label for column in table.columns] == ["linprobe@1", "knn@1"]
     assert [(c.state, c.reason) for c in row(table, "beit").cells] == [("value", ""), ("hole", "not run")]
 
@@ -290,7 +290,7 @@ def test_columns_stand_in_the_order_of_evaluation_unless_told_otherwise(board):
     for hour, protocol in enumerate(("linprobe", "finetune", "knn")):
         board.evaluate("mae", 0.5, protocol=protocol, finished=f"2026-01-01T0{hour}:00:00+00:00")
     assert [c.protocol for c in only(board).columns] == ["linprobe", "finetune", "knn"]
-    told = only(board, protocols=("knn",))
+    told = only(board, first=("knn",))
     assert [c.protocol for c in told.columns] == ["knn", "linprobe", "finetune"]
 
 
@@ -460,6 +460,6 @@ def test_no_torch_is_imported(board):
     board.evaluate("mae", 0.6)
     code = (
         "import sys; from mimbench.board import *; import mimbench.board as board; "
-        "write(sys.argv[1]); console_tables(load(sys.argv[1])); assert 'torch' not in sys.modules"
+        "write(sys.argv[1]); console_tables(tables(load(sys.argv[1]))); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(board.folder)], check=True, timeout=120)

@@ -32,9 +32,9 @@ class Shown(NamedTuple):
 
 
 def draw(tables: Sequence[Table], surroundings: Surroundings) -> Markup:
-    """Empty where the results folder has no pictures of these rows."""
+    """Empty where the results folders have no pictures of these rows."""
     jobs = {job for table in tables for row in table.rows for job in row.trained.values()}
-    found = _captioned(surroundings.folder / "pictures", jobs)
+    found = [one for folder in surroundings.folders for one in _captioned(folder / "pictures", jobs)]
     kinds: dict[str, list[Shown]] = defaultdict(list)
     left_out = []
     room = MOST_BYTES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Surroundings:
-    """environment: of the templates. folder: of the results. link: a record's address by its id.
+    """environment: of the templates. folders: of the results. link: a record's address by its id.
 
     address: of a file, as the page links to it.
     """
 
     environment: Environment
-    folder: Path
+    folders: Sequence[Path]
     link: Callable[[str], str]
     address: Callable[[Path], str]
 

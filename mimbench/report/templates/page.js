@@ -3,6 +3,8 @@
 (() => {
   const tables = [...document.querySelectorAll("table:not(.figures)")];
 
+  const isResult = (row) => row.dataset.name !== undefined; // and no heading of a group
+
   function key(row, column) {
     const cell = row.cells[column];
     return cell.dataset.v === undefined ? null : Number(cell.dataset.v);
@@ -18,7 +20,7 @@
     head.setAttribute("aria-sort", order);
     const sign = order === "ascending" ? 1 : -1;
     for (const body of table.tBodies) {
-      const rows = [...body.rows].map((row) => [numeric ? key(row, column) : row.cells[column].textContent, row]);
+      const rows = [...body.rows].filter(isResult).map((row) => [numeric ? key(row, column) : row.cells[column].textContent, row]);
       rows.sort(([a], [b]) => {
         if (!numeric) return sign * a.localeCompare(b);
         if (a === null || b === null) return (a === null) - (b === null); // holes last, both ways
@@ -50,7 +52,7 @@
     for (const table of tables) {
       for (const body of table.tBodies) {
         const old = body.classList.contains("older") && older !== null && !older.checked;
-        for (const row of body.rows) {
+        for (const row of [...body.rows].filter(isResult)) {
           const hidden =
             old ||
             (!references.checked && !row.classList.contains("method")) ||
