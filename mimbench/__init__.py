@@ -11,17 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimbench.api import Result, leaderboard, load_encoder, run
+    from mimbench.api import Result, leaderboard, load_encoder, published_figures, run
     from mimbench.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Result", "UserError", "__version__", "leaderboard", "load_encoder", "run"]
+__all__ = ["Result", "UserError", "__version__", "leaderboard", "load_encoder", "published_figures", "run"]
 
 _LAZY = {
     "Result": "mimbench.api",
     "UserError": "mimbench.errors",
     "leaderboard": "mimbench.api",
     "load_encoder": "mimbench.api",
+    "published_figures": "mimbench.api",
     "run": "mimbench.api",
 }
 

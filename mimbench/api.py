@@ -266,6 +266,21 @@ def draw_leaderboard(
     return found, board.save(found, folders, formats if anywhere else (), out)
 
 
+def published_figures(
+    methods: str | Sequence[str] = (), protocol: str = "", metric: str = ""
+) -> pd.DataFrame:
+    """What papers report, one row a figure with its source; not measured here (``mimbench.published``).
+
+    methods: keys, "mae,beit" or a list. protocol: "linprobe", or a recipe as in "linprobe:mae". Values are
+    in percent. Raises UnknownNameError for what no figure has.
+    """
+    from mimbench.published import find, frame, load
+
+    names = methods.split(",") if isinstance(methods, str) else methods
+    keys = [name.strip() for name in names if name.strip()]
+    return frame(find(load(), methods=keys, protocol=protocol, metric=metric))
+
+
 def load_encoder(source: str | Path, out: str | Path = RESULTS, seed: int = 0) -> Encoder:
     """A pre-trained encoder, frozen, which gives tokens for images.
 

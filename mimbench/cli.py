@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from mimbench import __version__
 from mimbench.commands import repro
 from mimbench.commands.leaderboard import leaderboard
+from mimbench.commands.published import published
 from mimbench.commands.survey import taxonomy_app
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
@@ -230,6 +231,7 @@ def doctor() -> None:
 
 app.command()(repro.verify)
 app.command()(repro.compare)
+app.command()(published)
 
 
 def main() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mimbench import published
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mimbench", "method_zoo", "protocols")
@@ -35,15 +39,21 @@ def sources() -> list[Path]:
     return [path.relative_to(ROOT) for path in files if "__pycache__" not in path.parts]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "source"  # building writes beside the source
+def copied(folder: Path) -> Path:
+    """What is built, in a copy: building writes beside the source."""
+    copy = folder / "source"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = copied(folder)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--disable-pip-version-check", "--wheel-dir", folder, copy]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -63,6 +73,33 @@ def test_the_wheel_carries_licence_command_and_types(wheel):
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     (entry,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "mimbench = mimbench.cli:main" in wheel.read(entry).decode()
+
+
+def test_published_figures_are_found_where_the_wheel_is_installed(wheel, tmp_path):
+    """From a checkout the file is always there."""
+    wheel.extractall(tmp_path)
+    script = "import mimbench.published as p; print(p.__file__, len(p.load()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    place, count = done.stdout.split()
+    assert Path(place).is_relative_to(tmp_path)
+    assert int(count) == len(published.load())
+
+
+def test_the_source_distribution_holds_every_file_of_the_packages(tmp_path):
+    script = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=copied(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(tmp_path / done.stdout.split()[-1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {path.as_posix() for path in sources()} - held == set()
 
 
 def imported() -> dict[str, set[str]]:

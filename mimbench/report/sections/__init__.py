@@ -11,13 +11,18 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from mimbench.report.sections import across, cards, curves, pictures, plots, power
+from mimbench.report.sections import across, cards, curves, pictures, plots, power, published
 from mimbench.report.sections.surroundings import Surroundings
 from mimbench.report.tables import Table
 
 __all__ = ["Surroundings", "of_page", "of_table"]
 
-BELOW_TABLE: tuple[Callable[[Table, Surroundings], Markup], ...] = (power.draw, plots.draw, curves.draw)
+BELOW_TABLE: tuple[Callable[[Table, Surroundings], Markup], ...] = (
+    power.draw,
+    plots.draw,
+    curves.draw,
+    published.draw,
+)
 BELOW_ALL: tuple[Callable[[Sequence[Table], Surroundings], Markup], ...] = (
     across.draw,
     pictures.draw,

@@ -1,0 +1,105 @@
+"""What the official recipes of published figures fix, so that a page can name it without loading torch.
+
+A copy of a few fields of the protocols' presets; a test holds it equal to them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIELDS: tuple[str, ...] = (
+    "batch_norm",
+    "readouts",
+    "optimizer",
+    "k",
+    "normalisations",
+    "tokens",
+    "pooling",
+    "epochs",
+    "steps",
+    "batch_size",
+    "layer_decay",
+)
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "ade20k:beitv2": {"steps": 160000, "batch_size": 16, "layer_decay": 0.75},
+    "ade20k:dbot": {"steps": 160000, "batch_size": 16, "layer_decay": 0.65},
+    "ade20k:ibot": {"steps": 160000, "batch_size": 16, "layer_decay": 0.65},
+    "ade20k:localmim": {"steps": 160000, "batch_size": 16, "layer_decay": 0.65},
+    "ade20k:mae": {"steps": 160000, "batch_size": 16, "layer_decay": 0.65},
+    "attentive:cae": {
+        "pooling": ["cae"],
+        "tokens": "all",
+        "optimizer": "sgd",
+        "batch_size": 8192,
+        "epochs": 90,
+    },
+    "attentive:capi": {"pooling": ["capi"], "batch_size": 1024, "epochs": 11.1},
+    "attentive:vjepa": {"pooling": ["vjepa"], "batch_size": 1024, "epochs": 20},
+    "coco:vitdet": {"steps": 184375, "batch_size": 64},
+    "coco:vitdet-huge": {"steps": 138281, "batch_size": 64, "layer_decay": 0.9},
+    "coco:vitdet-large": {"steps": 184375, "batch_size": 64, "layer_decay": 0.8},
+    "finetune:beit": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:beit-large": {"epochs": 50, "batch_size": 1024, "layer_decay": [0.75]},
+    "finetune:beitv2": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:beitv2-large": {"epochs": 50, "batch_size": 1024, "layer_decay": [0.8]},
+    "finetune:bootmae": {"epochs": 100, "batch_size": 2048, "layer_decay": [0.6]},
+    "finetune:cae": {"epochs": 100, "batch_size": 4096, "layer_decay": [0.65]},
+    "finetune:cae-large": {"epochs": 50, "batch_size": 4096, "layer_decay": [0.75]},
+    "finetune:dbot": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:dbot-large": {"epochs": 50, "batch_size": 1024, "layer_decay": [0.75]},
+    "finetune:dtm": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:hpm": {"epochs": 100, "batch_size": 384, "layer_decay": [0.8]},
+    "finetune:hpm-large": {"epochs": 50, "batch_size": 512, "layer_decay": [0.8]},
+    "finetune:ibot": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:localmim": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:lut": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.75]},
+    "finetune:mae": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:mae-huge": {"epochs": 50, "batch_size": 1024, "layer_decay": [0.75]},
+    "finetune:mae-large": {"epochs": 50, "batch_size": 1024, "layer_decay": [0.75]},
+    "finetune:maskalign": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.55]},
+    "finetune:maskalign-large": {"epochs": 50, "batch_size": 1024, "layer_decay": [0.75]},
+    "finetune:maskfeat": {"epochs": 100, "batch_size": 512, "layer_decay": [0.65]},
+    "finetune:maskfeat-large": {"epochs": 50, "batch_size": 256, "layer_decay": [0.75]},
+    "finetune:siameseim": {"epochs": 100, "batch_size": 1024, "layer_decay": [0.65]},
+    "finetune:simmim": {"epochs": 100, "batch_size": 2048, "layer_decay": [0.65]},
+    "knn:dino": {"k": 20, "normalisations": ["final"], "tokens": ["output"]},
+    "knn:dinov2": {"k": [10, 20, 100, 200], "normalisations": ["final"], "tokens": ["output"]},
+    "knn:lightly": {"k": 200, "normalisations": ["final"], "tokens": ["output"]},
+    "knn:mae-ct": {"k": 10, "normalisations": ["standardised"], "tokens": ["output"]},
+    "linprobe:dino": {"batch_norm": [False], "epochs": 100, "batch_size": 1024, "readouts": ["cls@last4"]},
+    "linprobe:dino-base": {
+        "batch_norm": [False],
+        "epochs": 100,
+        "batch_size": 1024,
+        "readouts": ["cls+mean"],
+    },
+    "linprobe:dinov2": {
+        "readouts": ["cls", "cls+mean", "cls@last4", "cls@last4&mean"],
+        "batch_norm": [False],
+        "batch_size": 1024,
+        "epochs": 9.99,
+    },
+    "linprobe:ibot": {"batch_norm": [False], "epochs": 100, "batch_size": 1024, "readouts": ["cls+mean"]},
+    "linprobe:ibot-small": {
+        "batch_norm": [False],
+        "epochs": 100,
+        "batch_size": 1024,
+        "readouts": ["cls@last4"],
+    },
+    "linprobe:ijepa": {
+        "readouts": ["mean", "mean@last4"],
+        "batch_norm": [False, True],
+        "optimizer": "lars",
+        "batch_size": 16384,
+        "epochs": 50,
+    },
+    "linprobe:mae": {
+        "readouts": ["cls"],
+        "batch_norm": [True],
+        "optimizer": "lars",
+        "batch_size": 16384,
+        "epochs": 90,
+    },
+    "segknn:capi": {},
+}
