@@ -51,7 +51,8 @@ def test_too_few_data_sets_are_ranked_and_told_how_many_are_missing(board):
     assert "knn@1, 3 data sets" in html
     assert "at least 5 data sets, 2 more than these" in html
     assert "critical difference" not in html
-    assert len(drawings(html)) == 1  # the profile
+    assert drawings(html) == []
+    assert "3 of 3" in html  # mae is the best on all
 
 
 def test_with_five_data_sets_the_test_and_its_diagram_stand_on_the_page(board):

@@ -13,6 +13,7 @@ from mimbench.report.sections.surroundings import Surroundings
 from mimbench.report.tables import Table
 from mimbench.stats import ALPHA
 
+DRAWN = 4  # blocks that a profile is drawn of; fewer are steps that the table says as well
 NAMED = 12  # methods that are left out, by name and reason; the others are counted
 
 
@@ -55,7 +56,7 @@ def _profile(one: Profile) -> dict[str, object]:
     summary = one.summary()
     return {
         "one": one,
-        "drawing": across_figures.profile(one, list(summary.index)),
+        "drawing": across_figures.profile(one, list(summary.index)) if len(one.blocks) >= DRAWN else "",
         "drawn": min(across_figures.SERIES, len(summary)),
         "rows": list(summary.itertuples()),
         "data_sets": len({block.fingerprint for block in one.blocks}),
