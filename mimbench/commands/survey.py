@@ -55,3 +55,32 @@ def taxonomy(
     make_folder(path.parent)
     write_atomically(path, lambda file: file.write(content))
     show_places([(format, path)], Console())
+
+
+@taxonomy_app.command("cluster")
+def cluster(
+    papers: Annotated[
+        Path, typer.Argument(help="CSV with the columns title and abstract, or BibTeX with such fields.")
+    ],
+    clusters: Annotated[
+        int | None, typer.Option(min=2, help="How many; by default where papers' places are most stable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to.")] = Path("clusters"),
+    seed: Annotated[int, typer.Option(min=0, help="Of k-means and of the shuffled words.")] = 0,
+    encoding: Annotated[str, typer.Option(help="Of the file.")] = "utf-8",
+) -> None:
+    """Repeat the survey's automatic clustering on a bibliography, and say how far it can be trusted.
+
+    TF-IDF of title and abstract and Ward linkage, as in the survey; then every other n-gram range,
+    weighting, linkage and algorithm, and the same on shuffled words. Columns arxiv and label are used where
+    there are any.
+    """
+    from mimbench.console import show_places
+    from mimbench.survey import bibliography, output
+    from mimbench.survey.study import study
+
+    found = bibliography.read(papers, encoding)
+    told = Console(stderr=True)
+    result = study(found, clusters, seed, report=lambda step: told.print(step, style="dim", markup=False))
+    Console().print(output.console(result))
+    show_places(output.write(result, out), Console())

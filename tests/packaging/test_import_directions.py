@@ -28,6 +28,8 @@ WITHOUT_TORCH = [
     "mimbench.doctor",
     "mimbench.commands.repro",
     "mimbench.repro.compare",
+    "mimbench.taxonomy",
+    "mimbench.survey.output",
 ]
 LOWER_FLOOR = {
     "checkpoint",
