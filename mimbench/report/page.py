@@ -25,6 +25,9 @@ from mimbench.report import figures, sections, text
 from mimbench.report.sections import Surroundings
 from mimbench.report.tables import Table
 
+FOLDED = 4  # with more columns than this, what is said of each is folded away
+WIDE = 10  # with more columns of numbers than this, a table is printed small
+MOST_ROWS = 300  # of a table that are laid out before somebody asks for all; page.js counts on it
 FILTERED = ("scheme", "masking", "target")  # criteria of the survey's taxonomy that rows are filtered by
 
 
@@ -37,7 +40,9 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (environment.get_template(name).render() for name in ("page.css", "page.js"))
+    style, script = (
+        environment.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "page.js")
+    )
     given = [folders] if isinstance(folders, Path) else folders
     files = {record: file for table in found for record, file in table.files.items()}
     surroundings = Surroundings(environment, given, _links(files, out), partial(_address, out))
@@ -49,6 +54,8 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
         views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
         any_older=any(body.older for table in found for body in table.bodies),
         criteria=_criteria(found),
+        folded=FOLDED,
+        most_rows=MOST_ROWS,
         all_costs=list(dict.fromkeys(cost for table in found for cost in table.costs)),
         link=surroundings.link,
         closing=sections.of_page(found, surroundings),
@@ -119,6 +126,7 @@ def _view(table: Table, number: int, surroundings: Surroundings) -> dict[str, An
             for edge in cell.edges
         ],
         "costs": costs,
+        "wide": len(table.columns) * (2 if len(table.seeds) > 1 else 1) + len(costs) > WIDE,
         "devices": sorted({row.device for row in table.rows if row.device}),
         "sections": sections.of_table(table, surroundings),
     }

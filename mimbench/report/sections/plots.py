@@ -47,6 +47,7 @@ def _plots(table: Table) -> list[tuple[str, Markup, list[str]]]:
         name = f"{column.title} {column.heading}"
         methods = [point for point in points if point.role == "method"]
         best = [methods[i] for i in front([(point.x, point.y) for point in methods])]
+        best = best if len(methods) > 1 else []
         drawn = figures.scatter(points, lines, x_label, name, column.unit == "share", best)
         if drawn:
             plots.append((f"{name} against {x_label}", drawn, [point.name for point in best]))

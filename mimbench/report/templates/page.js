@@ -1,7 +1,9 @@
 "use strict";
 // Sorting and filtering. Without this script the tables are complete, best first.
 (() => {
-  const tables = [...document.querySelectorAll("table:not(.figures)")];
+  const most = {{ most_rows }}; // rows of a table that are shown before somebody asks for all
+  const tables = [...document.querySelectorAll("table.board")];
+  const all = [...document.querySelectorAll("button.all")];
 
   const isResult = (row) => row.dataset.name !== undefined; // and no heading of a group
 
@@ -28,6 +30,7 @@
       });
       body.append(...rows.map(([, row]) => row));
     }
+    if (table.classList.contains("long")) filter();
   }
 
   for (const table of tables) {
@@ -50,24 +53,42 @@
     let count = 0;
     let total = 0;
     for (const table of tables) {
+      const room = table.classList.contains("long") ? most : Infinity;
+      let own = 0;
       for (const body of table.tBodies) {
         const old = body.classList.contains("older") && older !== null && !older.checked;
         for (const row of [...body.rows].filter(isResult)) {
-          const hidden =
+          const unwanted =
             old ||
             (!references.checked && !row.classList.contains("method")) ||
             (uses.value !== "" && row.dataset.uses !== uses.value) ||
             !row.dataset.name.includes(wanted) ||
             asked.some(([criterion, value]) => !(row.dataset[criterion] ?? "").split("|").includes(value));
-          if (row.hidden !== hidden) row.hidden = hidden;
           total += 1;
-          count += hidden ? 0 : 1;
+          own += unwanted ? 0 : 1;
+          const hidden = unwanted || own > room;
+          if (row.hidden !== hidden) row.hidden = hidden;
         }
+      }
+      count += own;
+      table.classList.add("counted");
+      const button = all.find((one) => one.closest("section").contains(table));
+      if (button !== undefined) {
+        button.hidden = own <= room;
+        button.textContent = `The first ${room} rows are shown. Show all ${own}`;
       }
     }
     shown.textContent = count === total ? `${total} rows` : `${count} of ${total} rows`;
   }
 
+  for (const button of all) {
+    button.addEventListener("click", () => {
+      const table = button.closest("section").querySelector("table.board");
+      table.classList.remove("long");
+      filter();
+      table.parentElement.focus();
+    });
+  }
   form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.hidden = false;
