@@ -65,11 +65,25 @@ def _html(found: Sequence[Table], folders: Sequence[Path], out: Path) -> str:
     return page.html(found, folders, out)
 
 
+def _latex(found: Sequence[Table], *_: object) -> str:
+    from mimbench.report.latex import latex
+
+    return latex(found)
+
+
+def _markdown(found: Sequence[Table], *_: object) -> str:
+    from mimbench.report.markdown import markdown
+
+    return markdown(found)
+
+
 # Draws tables; the others are the results folders and the folder to write to.
 Draw = Callable[[Sequence[Table], Sequence[Path], Path], str]
 FORMATS: Mapping[str, tuple[str, Draw]] = {  # each with the ending of its file
     "csv": ("csv", _csv),
     "html": ("html", _html),
+    "latex": ("tex", _latex),
+    "markdown": ("md", _markdown),
 }
 
 

@@ -12,8 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mimbench.report import ties
 from mimbench.report.costs import BY_KEY, SPENT
+from mimbench.report.legend import EDGE, FLAG, differences, remarks, signs
 from mimbench.report.tables import Column, Row, Table
 from mimbench.report.text import HOLE, number
 
@@ -24,7 +24,6 @@ PLANS = ((4, 60, False), (4, 24, False), (3, 24, False), (2, 20, False), (1, 16,
 
 
 ROWS = 100  # at most; whoever wants more looks at the page
-EDGE, FLAG = "†", "‡"
 
 
 def draw(table: Table, width: int = 100) -> Group:
@@ -32,7 +31,7 @@ def draw(table: Table, width: int = 100) -> Group:
 
     Where nothing fits, protocols are spread over several tables below each other, and wrapped at last.
     """
-    heading = Text("\n".join([table.label, *_differences(table)]), style="bold")
+    heading = Text("\n".join([text for text in (table.label, differences(table)) if text]), style="bold")
     return Group(heading, *_fitting(table, width), Text(_legend(table), style="dim"))
 
 
@@ -122,44 +121,8 @@ def _cell(table: Table, row: Row, place: int, stacked: bool) -> Text:
     return text.append(f"[{column.shown(cell.low)}, {column.shown(cell.high)}]")
 
 
-def _differences(table: Table) -> list[str]:
-    if not table.differs:
-        return []
-    return [
-        "differs from the other tables in " + ", ".join(f"{name} ({value})" for name, value in table.differs)
-    ]
-
-
 def _legend(table: Table) -> str:
-    cells = [cell for row in table.rows for cell in row.cells]
-    images = {cell.images for cell in cells if not math.isnan(cell.low)}
-    lines = []
-    if images:
-        lines.append(f"[low, high]: 95 % interval over the {_counted(images)}test images")
-    if any(len(cell.seeds) > 1 for cell in cells):
-        lines.append(f"±: standard deviation over {len(table.seeds)} seeds")
-    if any(cell.rank.endswith("=") for cell in cells):
-        lines.append(
-            "=: a tie, the paired test cannot tell them apart (p ≥ 0.05, corrected for how many there are)"
-        )
-    if any(cell.edges for cell in cells):
-        lines.append(f"{EDGE}: chosen at the edge of what was tried")
-    if any(row.role == "floor" for row in table.rows):
-        lines.append("floor: no pre-training")
-    if any(row.role == "ceiling" for row in table.rows):
-        lines.append("ceiling: trained with the labels")
+    lines = signs(table)
     if len(table.rows) > ROWS:
         lines.append(f"{len(table.rows) - ROWS} more rows are on the page")
-    tie = [
-        f"{column.title}: {ties.sentence(table, place, *pairs[0])}"
-        for place, column in enumerate(table.columns)
-        if (pairs := ties.pairs(table, place))
-    ][:1]  # the page has more
-    failed = [f"{name} failed: {error}" for name, error, _ in table.failures]
-    flags = [f"{FLAG} {whom}: {sentence}" for whom, sentence in table.flags]
-    return "\n".join(["; ".join(lines), *tie, *flags, *failed]).strip()
-
-
-def _counted(images: set[int]) -> str:
-    """How many images, where all columns have the same."""
-    return f"{next(iter(images))} " if len(images) == 1 else ""
+    return "\n".join(["; ".join(lines), *remarks(table)]).strip()

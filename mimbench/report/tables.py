@@ -195,6 +195,21 @@ class Table:
     def costs(self) -> tuple[Cost, ...]:
         return (SPENT, *COSTS) if self.level else COSTS
 
+    @cached_property
+    def _best(self) -> dict[tuple[str, int], float]:
+        """The highest of the numbers that rank, by group and place of the column."""
+        best: dict[tuple[str, int], float] = {}
+        for row in self.rows:
+            for place, cell in enumerate(row.cells):
+                if cell.rank:
+                    best[row.group, place] = max(cell.value, best.get((row.group, place), cell.value))
+        return best
+
+    def is_best(self, row: Row, place: int) -> bool:
+        """Whether no method of its group does better under a column."""
+        cell = row.cells[place]
+        return bool(cell.rank) and cell.value == self._best[row.group, place]
+
     def marks(self, row: Row) -> tuple[str, ...]:
         """What stands beside a row's name wherever it is shown."""
         found = [row.role] if row.role != "method" else []

@@ -15,11 +15,12 @@ FAR = 1e7  # beyond, a number of images is no plan
 def pairs(table: Table, place: int) -> list[tuple[Row, Row]]:
     """(above, below) of neighbours of one column that tie, and of which something is known, best first."""
     rows = [row for row in table.rows if row.cells[place].rank]
-    rows.sort(key=lambda row: (-row.cells[place].value, row.variant))
+    rows.sort(key=lambda row: (row.group, -row.cells[place].value, row.variant))
     return [
         (above, below)
         for above, below in pairwise(rows)
-        if not (math.isnan(below.cells[place].images_needed) and math.isnan(below.cells[place].seeds_needed))
+        if above.group == below.group
+        and not (math.isnan(below.cells[place].images_needed) and math.isnan(below.cells[place].seeds_needed))
     ]
 
 
