@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from mimbench import __version__
 from mimbench.commands import repro
+from mimbench.commands.experiments import experiments_app
 from mimbench.commands.leaderboard import leaderboard
 from mimbench.commands.published import published
 from mimbench.commands.survey import taxonomy_app
@@ -60,6 +61,9 @@ app = typer.Typer(
 methods_app = typer.Typer(invoke_without_command=True)
 data_app = typer.Typer(no_args_is_help=True)
 app.add_typer(methods_app, name="methods", help="List the methods, or show one.")
+app.add_typer(
+    experiments_app, name="experiments", help="List the survey's questions as experiments, or print one."
+)
 app.add_typer(taxonomy_app, name="taxonomy", help="Draw the survey's taxonomy of the methods.")
 app.add_typer(data_app, name="data", help="Look at datasets.")
 
@@ -88,7 +92,11 @@ def _main(
 def run(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="A YAML file with the options below as keys; options override it.")
+        Path | None,
+        typer.Argument(
+            help="A YAML file with the options below as keys, or the name of a shipped experiment "
+            "(mimbench experiments lists them); options override it."
+        ),
     ] = None,
     methods: Annotated[str | None, _option("methods", metavar="NAMES")] = None,
     protocol: Annotated[str, _option("protocol", metavar="NAMES")] = "linprobe",
@@ -118,14 +126,16 @@ def run(
     Interrupted and started again, it goes on where it was. Exit status: 0 when all went well, 1 when a
     job failed, 2 for a mistake in what was asked, 130 after Ctrl-C.
     """
-    from mimbench import request
+    from mimbench import experiments, request
 
     given = {
         name: value
         for name, value in context.params.items()
         if name != "file" and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
-    asked = request.make_request(request.merge(request.read_file(file) if file else {}, given))
+    asked = request.make_request(
+        request.merge(request.read_file(experiments.find(file)) if file else {}, given)
+    )
 
     from mimbench.api import run_request
     from mimbench.console import show_result, watch_on

@@ -21,7 +21,7 @@ from mimbench.spec import Job, Record
 if TYPE_CHECKING:
     from mimbench.api import Result
     from mimbench.board import Table as Board
-    from mimbench.request import Request
+    from mimbench.request import About, Request
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one job
 REDRAW_SECONDS = 0.1
@@ -169,6 +169,8 @@ def show_result(result: Result, request: Request, console: Console) -> None:
     found = tables(result.frame, Layout(first=request.named_protocols))
     for table in console_tables(found, console.width):
         console.print(table)
+    if request.about is not None:
+        _show_answer(found, request.about, {job.id for job in result.plan}, console)
     show_sentences(result.plan.left_out, console)
     summary = result.summary
     for job, record in summary.failed:
@@ -177,6 +179,15 @@ def show_result(result: Result, request: Request, console: Console) -> None:
         console.print(Text(f"not run: {job.name} (it needs a job that failed)"), soft_wrap=True)
     rows = [(path.suffix.lstrip(".").upper(), path) for path in result.files]
     show_places([*rows, ("records", result.folder / "records")], console)
+
+
+def _show_answer(found: Sequence[Board], about: About, jobs: set[str], console: Console) -> None:
+    """What an experiment asked, and what the results of its jobs tell."""
+    from mimbench.report.findings import answer
+
+    console.print(Text(about.question, style="bold"), soft_wrap=True)
+    for sentence in answer(found, about, jobs):
+        console.print(Text(f"- {sentence}"), soft_wrap=True)
 
 
 def show_sentences(sentences: Sequence[str], console: Console) -> None:

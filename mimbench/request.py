@@ -5,7 +5,8 @@ Names and defaults stand here once; a test holds the three against each other. I
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,25 @@ ALL = "all"  # protocols
 BUDGETS = ("epochs", "images", "flops", "hours")
 
 
+class Arm(Frozen):
+    """What one row of an experiment stands for."""
+
+    row: str  # its variant, as tables name it
+    value: str = ""  # on the axis, where that is no setting's: "HOG"
+    group: str = ""  # rows of one group differ in what is asked about, and in little else
+
+
 class About(Frozen):
     """What an experiment asks and how its answer is read; the page shows it beside the numbers."""
 
     title: str
     question: str  # in one sentence
-    reading: str = ""  # what would speak for which answer, and what was found elsewhere; plain words
+    reading: str = ""  # what would speak for which answer, and what is held equal; plain words
+    found: tuple[str, ...] = ()  # what published work found, each with its source
+    confounds: tuple[str, ...] = ()  # what else differs between the rows
     axis: str = ""  # the setting along which the rows are plotted, such as mask_ratio
     axis_label: str = ""  # of the plot: "share of patches masked"
+    arms: tuple[Arm, ...] = ()  # rows that are plotted; by default all that have the setting
     sources: tuple[str, ...] = ()  # arXiv numbers of who asked it
 
 
@@ -201,11 +213,26 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def merge(file: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options given on the command line over those of a file; a budget replaces the file's budget."""
+    """Options given on the command line over those of a file.
+
+    A budget replaces the file's budget; methods and protocols that are replaced take their settings along.
+    """
     kept = dict(file)
     if any(name in options for name in BUDGETS):
         kept = {name: value for name, value in kept.items() if name not in BUDGETS}
-    if "set" in kept and "set" in options:
-        both = [make_request({"methods": "any", "set": one["set"]}).set for one in (kept, options)]
-        return {**kept, **options, "set": both[0] | both[1]}
+    if "set" in kept:
+        asked = make_request({"methods": "any", **kept})
+        now = make_request({"methods": "any", **kept, **options, "set": {}})
+        gone = _keys(asked.methods) - _keys(now.methods)
+        if ALL not in now.protocol:
+            gone |= _keys(asked.protocol) - _keys(now.protocol)
+        kept["set"] = {k: v for k, v in asked.set.items() if k.partition(".")[0] not in gone}
+        if "set" in options:
+            kept["set"] |= make_request({"methods": "any", "set": options["set"]}).set
+        return {**kept, **options, "set": kept["set"]}
     return {**kept, **options}
+
+
+def _keys(names: Iterable[str]) -> set[str]:
+    """Of methods ("mae[mask_ratio=0.9]") or protocols ("linprobe:mae"), whose settings may be given."""
+    return {re.split(r"[\[:]", name, maxsplit=1)[0] for name in names}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from mimbench.report.sections import across, cards, curves, pictures, plots, power, published
+from mimbench.report.sections import across, cards, curves, experiment, pictures, plots, power, published
 from mimbench.report.sections.surroundings import Surroundings
 from mimbench.report.tables import Table
 
@@ -24,6 +24,7 @@ BELOW_TABLE: tuple[Callable[[Table, Surroundings], Markup], ...] = (
     published.draw,
 )
 BELOW_ALL: tuple[Callable[[Sequence[Table], Surroundings], Markup], ...] = (
+    experiment.draw,
     across.draw,
     pictures.draw,
     cards.draw,
