@@ -230,8 +230,7 @@ def _method(figure: Figure, setting: Setting, row: Row) -> list[str]:
 def _protocol(figure: Figure, column: Column) -> list[str]:
     said = []
     if not _same_recipe(figure, column):
-        there = figure.protocol + (f" as in {figure.protocol_key}" if ":" in figure.protocol_key else "")
-        said.append(f"protocol: {column.name} here, {there} there")
+        said.append(f"protocol: {column.name} here, {_definition(figure)} there")
         fields: dict[str, Any] = json.loads(column.fields)
         for name, fixed in RECIPES.get(figure.protocol_key, {}).items():
             if name in fields and _as_list(fields[name]) != _as_list(fixed):
@@ -239,6 +238,13 @@ def _protocol(figure: Figure, column: Column) -> list[str]:
     if figure.chosen_on and figure.chosen_on != column.chosen_on:
         said.append(f"chosen on {_images(column.chosen_on)} here, on {_images(figure.chosen_on)} there")
     return said
+
+
+def _definition(figure: Figure) -> str:
+    """A published protocol in words; a bare "linear probe" stands for whatever its source does."""
+    if ":" in figure.protocol_key:
+        return f"{figure.protocol} as in {figure.protocol_key}"
+    return figure.protocol if set(figure.protocol) & set(",:(") else f"the source's own {figure.protocol}"
 
 
 def _same_recipe(figure: Figure, column: Column) -> bool:

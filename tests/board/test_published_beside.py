@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import combinations
 
 import numpy as np
@@ -144,8 +145,12 @@ def test_two_figures_of_one_kind_of_protocol_are_no_same_protocol(tmp_path):
     """ "linprobe" without a recipe is many probes: an online one, one with batch norm, one without."""
     board = Board(tmp_path, **AS_PUBLISHED)
     measured(board)
-    online = figure(protocol_key="linprobe", protocol="online linear probe")
-    assert "protocol: linprobe here, online linear probe there" in nearest(only(board), 0, (online,)).reasons
+    for words, said in (
+        ("linear probe", "the source's own linear probe"),
+        ("online linear probe, as it learns", "online linear probe, as it learns"),
+    ):
+        one = figure(protocol_key="linprobe", protocol=words)
+        assert f"protocol: linprobe here, {said} there" in nearest(only(board), 0, (one,)).reasons
 
 
 def test_the_nearest_setting_comes_first(tmp_path):
@@ -248,7 +253,12 @@ def test_a_reader_sees_both_numbers_the_difference_and_the_source(tmp_path):
     measured(board, accuracy=0.65, seen=1600 * 1_281_167, **PROBE)
     (path,) = write(board.folder, ("html",))
     section = path.read_text(encoding="utf-8").partition('class="published"')[2]
-    assert '<td class="number">68</td><td class="number">−3.0</td>' in section
+    cells = re.findall(r'data-head="([^"]+)" class="number">([^<]+)<', section)
+    assert [(head, shown.strip()) for head, shown in cells] == [
+        ("Measured %", "65.0"),
+        ("Published %", "68"),
+        ("Difference", "−3.0"),
+    ]
     assert "same setting as far as known" in section
     assert 'href="https://arxiv.org/abs/2111.06377"' in section
     assert "34 more published" in section
@@ -321,6 +331,23 @@ def test_orders_are_of_one_backbone_on_the_same_data_and_need_five_methods(board
     mae = next(f for b, f in compared.pairs if b.row.method == "mae")
     assert (mae.measured_by, mae.epochs) == ("authors", 1600)
     assert orders(found[:4]) is None
+
+
+def test_the_page_says_in_words_how_far_the_orders_agree(board):
+    fill(board)
+    (path,) = write(board.folder, ("html",))
+    section = path.read_text(encoding="utf-8").partition('class="published"')[2]
+    table = only(board)
+    place = next(i for i, column in enumerate(table.columns) if column.protocol == "linprobe")
+    compared = orders(beside(table, place, published.load()))
+    assert compared is not None
+    assert f"{len(compared.pairs)} methods have a measured number and a published one of ViT-B/16" in section
+    tau = f"{compared.agreement.tau:.2f}".replace("-", "−")
+    assert f"Kendall's tau between the two orders is {tau} [" in section
+    assert "The interval holds 0" in section
+    drawn = section[section.index('<svg class="plot"') : section.index("</svg>")]
+    assert drawn.count("<circle") == len(compared.pairs)
+    assert "mae: 30.0 measured, 68 published" in drawn
 
 
 def test_variants_of_one_method_do_not_pass_for_methods(board):

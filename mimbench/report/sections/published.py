@@ -18,6 +18,8 @@ from mimbench.report.tables import Column, Table
 
 OTHERS = 12  # figures in further settings that a row lists; mimbench published prints all
 
+NAMED = 20  # dots of the plot with names beside them; of more, pointing at a dot tells its name
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -43,6 +45,7 @@ def draw(table: Table, surroundings: Surroundings) -> Markup:
     return surroundings.render(
         "published.html",
         parts=parts,
+        label=table.label,
         listed=OTHERS,
         percent=text.percent,
         points=_points,
@@ -85,10 +88,13 @@ def _drawing(compared: Orders, y_label: str) -> Markup:
     x_label = f"published {compared.pairs[0][1].metric} %, {compared.backbone} on {compared.evaluated_on}"
     parts = [axes.opened(f"{y_label} against {x_label}, {len(xs)} methods"), axes.grid(x_label)]
     for entry, figure in compared.pairs:
+        axes.keep_clear(axes.at_x(figure.value), axes.at_y(entry.value))
+    for entry, figure in compared.pairs:
         parts.append(axes.error(figure.value, entry.low, entry.high))
         title = f"{entry.row.variant}: {text.percent(entry.value)} measured, {figure.value:g} published"
         parts.append(axes.dot(figure.value, entry.value, "method", title))
-        parts.append(axes.name(entry.row.variant, axes.at_x(figure.value), axes.at_y(entry.value)))
+        if len(xs) <= NAMED:
+            parts.append(axes.name(entry.row.variant, axes.at_x(figure.value), axes.at_y(entry.value)))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
