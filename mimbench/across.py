@@ -26,7 +26,7 @@ import pandas as pd
 from scipy.special import fdtrc
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
-from mimbench.report.blocks import Block, LeftOut, complete, families, once
+from mimbench.report.blocks import Block, Family, LeftOut, complete, families, once
 from mimbench.report.tables import Table
 from mimbench.stats import ALPHA
 
@@ -54,7 +54,7 @@ class Comparison:
     """Methods over data sets by one protocol, or by one protocol a data set.
 
     scores: float64, index method, columns the blocks' titles; complete. left_out: (method, what it lacks).
-    repeated: further results on a data set that counts once.
+    repeated: further results on a data set that counts once. setting: what all share, in words.
     """
 
     title: str
@@ -62,6 +62,7 @@ class Comparison:
     scores: pd.DataFrame
     left_out: LeftOut
     repeated: tuple[str, ...] = ()
+    setting: str = ""
 
     @property
     def missing(self) -> int:
@@ -126,6 +127,7 @@ class Profile:
     scores: pd.DataFrame
     left_out: LeftOut
     omitted: tuple[str, ...] = ()
+    setting: str = ""
 
     @cached_property
     def ratios(self) -> pd.DataFrame:
@@ -191,29 +193,30 @@ def comparisons(tables: Sequence[Table]) -> list[Comparison]:
     found = []
     for family in families(tables):
         by_protocol: dict[tuple[str, str], list[Block]] = defaultdict(list)
-        for block in family:
+        for block in family.blocks:
             by_protocol[block.definition].append(block)
-        own = [_comparison(blocks[0].protocol, blocks) for blocks in by_protocol.values()]
-        everything = _comparison("The first protocol of each data set", family)
+        own = [_comparison(blocks[0].protocol, blocks, family) for blocks in by_protocol.values()]
+        everything = _comparison("The first protocol of each data set", family.blocks, family)
         if len(everything.blocks) > max(len(one.blocks) for one in own):
             own.append(replace(everything, repeated=()))
         found += [one for one in own if len(one.blocks) > 1]
     return found
 
 
-def _comparison(title: str, blocks: Sequence[Block]) -> Comparison:
+def _comparison(title: str, blocks: Sequence[Block], family: Family) -> Comparison:
     kept = once(blocks, each_protocol=False)
     repeated = tuple(block.title for block in blocks if block not in kept)
-    return Comparison(title, kept, *complete(kept), repeated)
+    return Comparison(title, kept, *complete(kept), repeated, family.setting)
 
 
 def profiles(tables: Sequence[Table]) -> list[Profile]:
     """One profile a group of tables that belong together, where two methods were measured on two blocks."""
     found = []
     for family in families(tables):
-        blocks = once([block for block in family if block.column.unit == "share"], each_protocol=True)
-        omitted = tuple(block.title for block in family if block.column.unit != "share")
-        profile = Profile(blocks, *complete(blocks), omitted)
+        shares = [block for block in family.blocks if block.column.unit == "share"]
+        omitted = tuple(block.title for block in family.blocks if block.column.unit != "share")
+        blocks = once(shares, each_protocol=True)
+        profile = Profile(blocks, *complete(blocks), omitted, family.setting)
         if len(blocks) > 1 and len(profile.scores) > 1:
             found.append(profile)
     return found

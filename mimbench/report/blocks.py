@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import pandas as pd
 
 from mimbench.report.tables import Cell, Column, Table
-from mimbench.spec import canonical
+from mimbench.spec import LABEL, canonical
 
 LeftOut = tuple[tuple[str, str], ...]  # (method, what it lacks)
+SHARED = LABEL.partition(" · ")[2]  # a setting without its data
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +22,9 @@ class Block:
     """One protocol on one data set: a column of a table that ranks, with a number of one method at least."""
 
     table: Table
+    group: str  # heading of the rows that it compares, "" where rows stand in none
     place: int
-    title: str  # tells it from all other blocks that it may stand beside
+    title: str = ""  # tells it from all other blocks that it may stand beside
 
     @property
     def column(self) -> Column:
@@ -56,31 +59,48 @@ class Block:
         """Whether it was evaluated on what was pre-trained on."""
         return self.fingerprint == self.table.setting.fingerprint
 
-    def cells(self) -> Iterator[tuple[tuple[str, str], Cell]]:
-        """(variant, version) and cell of all methods; no floor, ceiling or older version."""
-        for row in self.table.rows:
-            if row.role == "method" and not row.older:
-                yield (row.variant, row.version), row.cells[self.place]
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """By variant and version, the cells of all methods; no floor, ceiling or older version."""
+        found: dict[tuple[str, str], Cell] = {}
+        for row in self.table.rows:  # best first
+            if row.role == "method" and not row.older and row.group == self.group:
+                found.setdefault((row.variant, row.version), row.cells[self.place])
+        return found
 
 
-def families(tables: Sequence[Table]) -> list[list[Block]]:
-    """Blocks of tables whose settings differ in nothing but the data, in order of tables and columns.
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Blocks of rows whose settings differ in nothing but the data. setting: what they share, in words."""
 
-    Only the newest definition of a protocol counts, as in the first table of a setting.
+    setting: str
+    blocks: tuple[Block, ...]
+
+
+def families(tables: Sequence[Table]) -> list[Family]:
+    """Blocks that belong together, in order of tables and columns.
+
+    Rows that stand in groups are compared within their group, at a level of cost within that level. Only the
+    newest definition of a protocol counts, as in the first table of a setting.
     """
     found: dict[str, list[Block]] = defaultdict(list)
+    words: dict[str, str] = {}
     seen = set()
     for table in tables:
-        setting = table.setting.identity()
-        if canonical(setting) in seen:
-            continue
-        seen.add(canonical(setting))
-        del setting["fingerprint"]
-        blocks = [Block(table, place, "") for place, column in enumerate(table.columns) if column.ranked]
-        found[canonical(setting)] += [
-            block for block in blocks if any(cell.state == "value" for _, cell in block.cells())
-        ]
-    return [_titled(family) for family in found.values() if family]
+        for group, rows in groupby(table.rows, key=lambda row: row.group):
+            setting = next(rows).setting
+            held, shown = setting.identity(), setting.words()
+            if table.level:
+                held["budget"] = shown["budget"] = table.level.title
+            own = canonical([held, group])
+            if own in seen:
+                continue
+            seen.add(own)
+            del held["fingerprint"]
+            shared = canonical([held, group])
+            words[shared] = " · ".join(filter(None, [SHARED.format(**shown), group]))
+            blocks = [Block(table, group, place) for place, c in enumerate(table.columns) if c.ranked]
+            found[shared] += [b for b in blocks if any(c.state == "value" for c in b.cells().values())]
+    return [Family(words[shared], tuple(_titled(blocks))) for shared, blocks in found.items() if blocks]
 
 
 def _titled(blocks: Sequence[Block]) -> list[Block]:
@@ -114,7 +134,7 @@ def complete(blocks: Sequence[Block]) -> tuple[pd.DataFrame, LeftOut]:
 
     float64, index method, columns the blocks' titles.
     """
-    found = [dict(block.cells()) for block in blocks]
+    found = [block.cells() for block in blocks]
     methods = list(dict.fromkeys(method for cells in found for method in cells))
     variants = Counter(variant for variant, _ in methods)
     scores, left_out = {}, []

@@ -45,7 +45,8 @@ def remarks(table: Table) -> list[str]:
     found += [
         f"{column.title}: {ties.sentence(table, place, *pairs[0])}"
         for place, column in enumerate(table.columns)
-        if (pairs := ties.pairs(table, place))
+        for group in ties.groups(table)
+        if (pairs := ties.pairs(table, place, group))
     ][:1]  # the page has more
     found += [f"{FLAG} {whom}: {sentence}" for whom, sentence in table.flags]
     return found + [f"{name} failed: {error}" for name, error, _ in table.failures]

@@ -12,16 +12,28 @@ from mimbench.report.tables import Column, Row, Table
 FAR = 1e7  # beyond, a number of images is no plan
 
 
-def pairs(table: Table, place: int) -> list[tuple[Row, Row]]:
-    """(above, below) of neighbours of one column that tie, and of which something is known, best first."""
-    rows = [row for row in table.rows if row.cells[place].rank]
-    rows.sort(key=lambda row: (row.group, -row.cells[place].value, row.variant))
+def pairs(table: Table, place: int, group: str = "") -> list[tuple[Row, Row]]:
+    """(above, below) of neighbours of one column that tie, and of which something is known, best first.
+
+    group: heading of the rows compared, "" where rows stand in none.
+    """
+    rows = ranked(table, place, group)
     return [
         (above, below)
         for above, below in pairwise(rows)
-        if above.group == below.group
-        and not (math.isnan(below.cells[place].images_needed) and math.isnan(below.cells[place].seeds_needed))
+        if not (math.isnan(below.cells[place].images_needed) and math.isnan(below.cells[place].seeds_needed))
     ]
+
+
+def ranked(table: Table, place: int, group: str = "") -> list[Row]:
+    """The rows of a group that have a rank in one column, best first."""
+    rows = [row for row in table.rows if row.cells[place].rank and row.group == group]
+    return sorted(rows, key=lambda row: (-row.cells[place].value, row.variant))
+
+
+def groups(table: Table) -> list[str]:
+    """Headings of the groups, in order; one empty one where rows stand in none."""
+    return list(dict.fromkeys(row.group for row in table.rows))
 
 
 def sentence(table: Table, place: int, above: Row, below: Row) -> str:

@@ -16,7 +16,7 @@ from scipy.stats import f as snedecor
 from scipy.stats import friedmanchisquare
 
 from mimbench import across
-from mimbench.board import Table, load, tables
+from mimbench.board import Table, load, make_layout, tables
 from mimbench.outcomes import Values
 
 from .synthetic import Board
@@ -281,3 +281,23 @@ def test_numbers_that_are_no_shares_are_kept_out_of_ratios_and_said_to_be(board)
 def test_no_torch_is_imported():
     code = "import sys, mimbench.across; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_rows_in_groups_are_compared_within_their_group(board):
+    small = board.with_setting(backbone="vit_small_patch16")
+    for place in range(5):
+        for method in range(3):
+            board.evaluate(f"m{method}", 0.5 + 0.1 * method, protocol="knn", data=data(place))
+            small.evaluate(f"m{method}", 0.9 - 0.1 * method, protocol="knn", data=data(place))
+    grouped = tables(load(board.folder), make_layout(group="backbone"))
+    assert len(grouped) == 1
+    (first, second) = across.comparisons(grouped)
+    assert first.mean_ranks.to_dict() == {"m0": 1, "m1": 2, "m2": 3}
+    assert second.mean_ranks.to_dict() == {"m2": 1, "m1": 2, "m0": 3}
+    assert "vit_small" in first.setting
+    assert "vit_tiny" in second.setting
+    apart = across.comparisons(tables(load(board.folder)))  # as two tables
+    assert [one.mean_ranks.to_dict() for one in apart] == [
+        first.mean_ranks.to_dict(),
+        second.mean_ranks.to_dict(),
+    ]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mimbench import power, stats
-from mimbench.board import write
+from mimbench.board import load, make_layout, save, tables, write
 from mimbench.outcomes import Hits, Values
 from mimbench.report import ties
 
@@ -42,6 +42,18 @@ def test_a_tie_says_how_many_images_would_settle_it(board):
     frame = pd.read_csv(files[".csv"]).set_index("variant")
     assert frame.images_needed["hpm"] == cell.images_needed
     assert math.isnan(frame.images_needed["mae"])
+
+
+def test_neighbours_of_different_groups_are_no_neighbours(board):
+    hits = board.hits(0.6, 0)
+    for variant, lost, external in (("mae", 0, "none"), ("beit", 24, "tokenizer"), ("hpm", 26, "none")):
+        board.evaluate(variant, hits=swapped(hits, lost, 20 * bool(lost)), external=external)
+    (grouped,) = tables(load(board.folder), make_layout(group="external"))
+    found = {g: ties.pairs(grouped, 0, g) for g in ties.groups(grouped)}
+    assert [[(a.variant, b.variant) for a, b in pairs] for pairs in found.values()] == [[("mae", "hpm")], []]
+    (html,) = save([grouped], board.folder, ("html",), board.folder)
+    assert "mae and hpm" in html.read_text()
+    assert "beit and hpm" not in html.read_text()
 
 
 def test_more_methods_need_more_images_because_chance_has_more_tries(board):

@@ -17,11 +17,12 @@ def draw(table: Table, surroundings: Surroundings) -> Markup:
     """Empty where nothing ties, or nothing is known of what does."""
     columns = []
     for place, column in enumerate(table.columns):
-        pairs = ties.pairs(table, place)
-        if pairs:
-            ranked = sum(bool(row.cells[place].rank) for row in table.rows)
-            sentences = [ties.sentence(table, place, *pair) for pair in pairs[:SHOWN]]
-            columns.append((column.title, ranked, sentences, len(pairs) - SHOWN))
+        for group in ties.groups(table):
+            pairs = ties.pairs(table, place, group)
+            if pairs:
+                title = f"{column.title}, {group}" if group else column.title
+                sentences = [ties.sentence(table, place, *pair) for pair in pairs[:SHOWN]]
+                columns.append((title, len(ties.ranked(table, place, group)), sentences, len(pairs) - SHOWN))
     if not columns:
         return Markup("")
     return surroundings.render("power.html", columns=columns, alpha=stats.ALPHA, power=POWER)
