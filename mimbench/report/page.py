@@ -40,6 +40,7 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short"] = text.short
     style, script = (
         environment.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "page.js")
     )

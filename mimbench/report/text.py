@@ -39,3 +39,8 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def short(name: str) -> str:
+    """A name that fits a cell: of a very long one the beginning and the end, which tell it apart."""
+    return name if len(name) <= 160 else f"{name[:100]}…{name[-40:]}"

@@ -19,6 +19,9 @@ HOSTILE = (
     "{{ 7 * 7 }}{% raw %}",
     "</title><svg onload=alert(1)>",
     "mae[note=a\u202eb\u0000]",
+    "\u2067\u202ereversed\u200f",
+    "`${alert(1)}`\u2028*/-->]]>",
+    "W<b>" + "\u202e<i>'\"" * 2000,  # ten thousand characters
 )
 
 

@@ -13,7 +13,8 @@ from mimbench.board import Layout, write
 from mimbench.outcomes import Overlaps
 
 from .browsing import HOSTILE, Watched
-from .synthetic import COST
+from .synthetic import COST, Board
+from .test_pictures import draw
 
 pytestmark = pytest.mark.browser
 
@@ -256,46 +257,100 @@ def test_text_is_readable_in_light_and_dark(browser, path):
     assert grounds[0] != grounds[1]
 
 
-def test_hostile_names_and_values_are_text_and_nothing_else(board, browser):
+def hostile_board(board: Board) -> None:
+    """Hostile text wherever a record or a caption beside a picture can carry text."""
     for i, name in enumerate(HOSTILE):
-        board.pretrain(name, curve=[{"progress": 0.1, "loss": 1.0}, {"progress": 0.9, "loss": 0.5}])
+        card = {
+            **dict.fromkeys(("paper", "authors", "arxiv", "code", "scheme", "masking", "target"), name),
+            **dict.fromkeys(("architecture", "objective", "external", "parity", "recipe", "notes"), name),
+            "key": name,
+            "name": name,
+            "classes": dict.fromkeys(("masking", "target", "architecture", "objective"), name),
+        }
+        trained = board.pretrain(
+            name,
+            curve=[{"progress": 0.1, "loss": 1.0}, {"progress": 0.9, "loss": 0.5}],
+            card=card,
+            flags=[name],
+            settings={name: name},
+            recipe={"source": name},
+            sources=name,
+        )
+        draw(
+            board, f"p{i}", {trained.id: name}, kind=name, title=name, note=name, headings=(name,), data=name
+        )
+        draw(board, f"q{i}", {trained.id: name}, b"no picture", title=name)
+        given = {"settings": {name: name}, "sources": name, "needs": {trained.id: "1" * 64}}
         board.evaluate(
             name,
             0.3 + i / 20,
-            settings={"note": name},
             fields={name: name},
             cost={**COST, "device": name, "flops": 1e15 * (1 + i)},
             setting={**board.setting, "data": name, "backbone": name},
         )
-        board.evaluate(name, 0.3 + i / 20, cost={**COST, "flops": 1e15 * (1 + i)})
+        board.evaluate(name, 0.3 + i / 20, cost={**COST, "flops": 1e15 * (1 + i)}, **given)
+        chosen = {"candidates": [{name: name}, {"lr": 1}], "chosen": 0, "edges": [name], "notes": [name]}
+        metrics, summary = {name: 0.5, "other": 0.4}, {"summary": name}
+        board.evaluate(
+            name, protocol="rank", metrics=metrics, outcomes={}, selection=chosen, facts=summary, **given
+        )
         board.evaluate(name, 1.0, protocol="knn", error=name)
-    (html,) = write(board.folder, ("html",))
-    opened = Watched(browser, html)
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+def test_hostile_names_and_values_are_text_and_nothing_else(browser, hostile, width):
+    html = hostile
+    opened = Watched(browser, html, width)
     page = opened.page
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.mouse.move(300, 500)
     page.fill("#filter-name", "<script>")
+    rows = page.locator("table.board tbody tr:visible > th")
+    assert {text.split()[0].rstrip("‡") for text in rows.all_inner_texts()} == {HOSTILE[0]}
     page.fill("#filter-name", "")
+    page.get_by_label("Target").select_option(HOSTILE[1])
+    assert rows.count() == 1
+    page.get_by_label("Target").select_option("")
+    for head in page.locator("th[data-column] button").all()[:12]:
+        head.click()
     assert page.title() == "mimbench leaderboard"
     assert page.locator("h1").all_inner_texts() == ["Leaderboard"]
     assert page.locator("script").count() == 1
-    assert page.locator("img, iframe, object, embed, base, link[rel=stylesheet]").count() == 0
+    assert page.locator("iframe, object, embed, base, link[rel=stylesheet]").count() == 0
+    sources = page.locator("img").evaluate_all("all => all.map((one) => one.src.slice(0, 23))")
+    assert sources == ["data:image/webp;base64,"] * len(HOSTILE)
     attributes = page.evaluate(
         "[...document.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"
         ".filter(name => name.startsWith('on') || name === 'style')"
     )
     assert attributes == []
     hrefs = page.locator("a[href]").evaluate_all("links => links.map(a => `${a.protocol}//${a.host}`)")
-    assert set(hrefs) <= {
-        "file://",
-        "https://arxiv.org",
-        "https://github.com",
-    }  # sources of published figures
-    shown = page.locator("tbody th").all_text_contents()
-    for name in HOSTILE:
-        assert any(name.replace("\0", "") in text for text in shown), name  # HTML has no NUL
+    # The survey, and sources of published figures.
+    assert set(hrefs) <= {"file://", "https://arxiv.org", "https://github.com"}
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for where in (
+        "tbody th",
+        ".card",
+        ".cards summary",
+        "#pictures figcaption",
+        ".curves figcaption",
+        ".flags li",
+    ):
+        shown = page.locator(where).all_text_contents()
+        for name in HOSTILE[:-1]:  # the last one is longer than anybody reads
+            assert any(name.replace("\0", "") in text for text in shown), (where, name)  # HTML has no NUL
     assert opened.complaints == []
-    assert opened.requests == [html.as_uri()]
+    assert opened.requests[0] == html.as_uri()
+    assert all(url.startswith("data:image/webp") for url in opened.requests[1:])
     opened.page.close()
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    board = Board(tmp_path_factory.mktemp("hostile"))
+    hostile_board(board)
+    (html,) = write(board.folder, ("html",))
+    return html
 
 
 def test_the_policy_stops_what_escaping_might_miss(board, browser):
