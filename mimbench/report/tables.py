@@ -210,6 +210,12 @@ class Table:
         cell = row.cells[place]
         return bool(cell.rank) and cell.value == self._best[row.group, place]
 
+    @cached_property
+    def _budgets(self) -> set[str]:
+        """Of the runs that are compared at an equal cost; each group's heading names its own otherwise."""
+        trained = (row.setting.budget for row in self.rows if row.cost["pflops"] > 0)
+        return set(map(str, trained)) if self.level else set()
+
     def marks(self, row: Row) -> tuple[str, ...]:
         """What stands beside a row's name wherever it is shown."""
         found = [row.role] if row.role != "method" else []
@@ -218,7 +224,7 @@ class Table:
         found += [row.sources] if row.sources else []
         found += ["not the published formulas"] if row.parity == "own formulas" else []
         found += [f"older version {row.version}"] if row.older else []
-        if self.level and row.cost["pflops"] > 0:
+        if len(self._budgets) > 1 and row.cost["pflops"] > 0:
             found.append(str(row.setting.budget))
         return tuple(found)
 
