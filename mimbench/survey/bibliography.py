@@ -126,7 +126,8 @@ def _bibtex(text: str, path: Path) -> Iterator[tuple[str, Paper]]:
 
 def _plain(latex: str) -> str:
     """LaTeX as text: accents become letters, braces and formatting go, what is left of commands too."""
-    text = str(Text.from_latex(latex))
+    # Reference managers and arXiv write a bare % for per cent; to a LaTeX reader the rest were a comment.
+    text = str(Text.from_latex(re.sub(r"(?<!\\)%", r"\\%", latex)))
     text = re.sub(r"\\[a-zA-Z]+\*?|\\.", " ", text)
     return " ".join(re.sub(r"[{}$~]", " ", text).split())
 

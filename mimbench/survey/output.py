@@ -22,7 +22,7 @@ from mimbench.report.sheet import csv_text
 from mimbench.survey import words
 from mimbench.survey.clusters import SURVEY, VARIANTS
 from mimbench.survey.page import render
-from mimbench.survey.study import QUANTILE, Study
+from mimbench.survey.study import NAMED, QUANTILE, Study
 
 LONGEST = 70  # letters of a title in a picture
 MOST = 250  # papers whose titles a picture has room for
@@ -92,6 +92,7 @@ def _page(study: Study, pictures: dict[str, bytes]) -> str:
         variants=len(VARIANTS),
         start=str(SURVEY),
         quantile=QUANTILE,
+        named=NAMED,
         number=words.number,
     )
 
@@ -184,8 +185,9 @@ def console(study: Study) -> RenderableType:
     for name in ("clusters", "silhouette", "Rand index", "shuffled", "support", "shuffled"):
         tried.add_column(name, justify="right")
     for c in study.choices:
-        facts = (c.silhouette, c.rand, c.rand_chance, c.support, c.support_chance)
-        tried.add_row(str(c.k), *map(words.number, facts), style="bold" if c.k == study.k else "")
+        facts = (c.rand, c.rand_chance, c.support, c.support_chance)
+        cells = (words.number(c.silhouette, 3), *map(words.number, facts))
+        tried.add_row(str(c.k), *cells, style="bold" if c.k == study.k else "")
     loose = words.unstable(study)
     parts += [tried] if len(study.choices) > 1 else []
     parts += [Text(f"Without a stable place, the loosest first ({len(loose)}):")] if loose else []

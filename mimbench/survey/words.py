@@ -13,9 +13,9 @@ from mimbench.survey.texts import NGRAMS, WEIGHTINGS
 AXES = {"ngrams": NGRAMS, "weighting": WEIGHTINGS, "algorithm": ALGORITHMS}
 
 
-def number(value: float) -> str:
-    """Two decimals, an en dash for what is not defined."""
-    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+def number(value: float, digits: int = 2) -> str:
+    """A number rounded, with a true minus; an en dash for what is not defined."""
+    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def grade(rand: float) -> str:
@@ -47,9 +47,9 @@ def sentences(study: Study) -> list[str]:
         f"mean adjusted Rand index {number(chosen.rand)}, where 1 is the same clusters and 0 chance; words "
         f"shuffled over the papers give {number(chosen.rand_chance)}.",
         f"{stable} of {papers(n)} {'has' if stable == 1 else 'have'} a stable place: in {study.least:.0%} or "
-        f"more of the clusterings together with the others of the cluster. (The bar is one half, or what "
-        f"{1 - QUANTILE:.0%} of papers with shuffled words reach.)",
-        f"Silhouette of the survey's clustering (TF-IDF, Ward): {number(chosen.silhouette)}; "
+        f"more of the clusterings together with the others of the cluster. (The bar is what "
+        f"{1 - QUANTILE:.0%} of papers with shuffled words reach, and one half at least.)",
+        f"Silhouette of the survey's clustering (TF-IDF, Ward): {number(chosen.silhouette, 3)}; "
         + (
             "the clusters are set apart clearly."
             if chosen.silhouette >= 0.5

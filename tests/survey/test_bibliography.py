@@ -114,6 +114,14 @@ def test_bibtex_is_read_as_plain_text_with_its_accents(tmp_path):
     assert found.left_out == (("Nothing said", "has no abstract"),)
 
 
+def test_a_bare_per_cent_sign_does_not_swallow_the_rest_of_an_abstract(tmp_path):
+    entries = [
+        f"@misc{{k{i}, title = {{T{i}}}, abstract = {{Hide 75% of patches, 5\\% stay.}}}}" for i in range(3)
+    ]
+    found = bibliography.read(wrote(tmp_path, "\n".join(entries), "papers.bib"))
+    assert {paper.abstract for paper in found.papers} == {"Hide 75% of patches, 5% stay."}
+
+
 @pytest.mark.parametrize(
     "text",
     [
