@@ -239,6 +239,7 @@ def doctor() -> None:
     raise typer.Exit(0 if healthy else 1)
 
 
+app.command()(repro.report)
 app.command()(repro.verify)
 app.command()(repro.compare)
 app.command()(published)

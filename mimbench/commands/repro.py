@@ -1,4 +1,4 @@
-"""``mimbench verify`` and ``mimbench compare``: for whoever doubts a number."""
+"""``mimbench report``, ``verify`` and ``compare``: for whoever doubts a number."""
 
 from __future__ import annotations
 
@@ -13,6 +13,27 @@ from mimbench.settings import split
 
 Results = Annotated[Path, typer.Option(metavar="FOLDER", help="Results folder that ids are looked up in.")]
 Shape = Annotated[str, typer.Option("--format", help="text or json.")]
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Results folder.")] = RESULTS,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Rows, or ids of requests, to tell of these alone.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Files to write: html, markdown, json.")] = "html,markdown,json",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; the results folder by default.")
+    ] = None,
+) -> None:
+    """Write what was run, with what, at what cost, and how to run it again; with the field's checklist.
+
+    The weights that are there are held against the sha256 in their records.
+    """
+    from mimbench.console import show_places
+    from mimbench.repro.report import write_report
+
+    paths = write_report(folder, names or (), split(format), out)
+    show_places([(path.suffix.lstrip(".").upper(), path) for path in paths], Console())
 
 
 def verify(

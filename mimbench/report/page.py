@@ -50,8 +50,8 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
     page = environment.get_template("page.html").render(
         style=Markup(style),
         script=Markup(script),
-        style_hash=_source_hash(style),
-        script_hash=_source_hash(script),
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
         views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
         any_older=any(body.older for table in found for body in table.bodies),
         criteria=_criteria(found),
@@ -71,7 +71,7 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
     return re.sub(r">\n+<", "><", page)
 
 
-def _source_hash(content: str) -> str:
+def source_hash(content: str) -> str:
     """What a content security policy knows an inline element by (CSP Level 3, 2.3.1)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 

@@ -12,6 +12,9 @@ import pytest
 from mimbench import records
 from mimbench.spec import Job, Record
 
+from ..board.conftest import browser  # noqa: F401
+from ..board.test_page_access import axe  # noqa: F401
+
 TINY = {
     "images": 64,
     "batch_size": 32,
