@@ -224,10 +224,10 @@ def _write_tables(request: Request) -> tuple[Path, ...]:
 
 def leaderboard(
     folder: str | Path | Sequence[str | Path] = RESULTS,
+    format: str | Sequence[str] = ("csv", "html"),
     by: str | Sequence[str] = (),
     at: str = "",
     group: str | Sequence[str] = (),
-    format: str | Sequence[str] = ("csv", "html"),
     protocol: str | Sequence[str] = (),
     seeds: str | int | Sequence[int] = (),
     out: str | Path | None = None,

@@ -74,9 +74,10 @@ class Level:
             "hours": "Tokenizer and teacher are included; all was timed on one device.",
         }[self.unit]
         return (
-            f"Of each row its largest finished run of at most {self.words()} is shown ({OVER:.0%} above is "
-            f"let pass), and what share of that it spent. A row whose largest such run spent less than "
-            f"{ENOUGH:.0%} is a hole. {counted}"
+            f"Of each row its largest finished run of at most {self.words()} is shown "
+            f"({100 * OVER:.0f} % above is let pass), and what share of that it spent. "
+            "A row whose largest such run spent less than "
+            f"{100 * ENOUGH:.0f} % is a hole. {counted}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -14,8 +15,10 @@ import mimbench
 from mimbench import records, stats
 from mimbench.board import Layout, load, make_layout, tables, write
 from mimbench.cli import app
+from mimbench.commands.leaderboard import leaderboard as command_of
 from mimbench.errors import UserError
 
+from .browsing import Watched
 from .synthetic import COST, Board, only, printed
 
 BIRDS = {"name": "imagefolder:birds", "fingerprint": "bb" * 32, "task": "classification"}
@@ -199,6 +202,28 @@ def test_two_answers_in_one_group_still_stop_the_table(board):
         tables(load(board.folder), Layout(group=("backbone",)))
 
 
+@pytest.mark.browser
+def test_a_group_keeps_its_heading_when_its_rows_are_sorted_and_filtered(board, browser):
+    for i, (name, external) in enumerate((("mae", "none"), ("hpm", "none"), ("beit", "tokenizer"))):
+        board.evaluate(name, 0.4 + i / 10, external=external, cost={**COST, "flops": 1e15 * (3 - i)})
+    (path,) = write(board.folder, ("html",), layout=Layout(group=("external",)))
+    opened = Watched(browser, path)
+    shown = opened.page.locator("#table-1 table:not(.figures) tbody tr:visible th")
+
+    def headed() -> list[str]:
+        return [text.split("\n")[0].split("‡")[0].strip() for text in shown.all_inner_texts()]
+
+    assert headed()[:3] == ["nothing but images", "hpm", "mae"]
+    heading = opened.page.locator("#table-1 th[data-column]").filter(has_text=re.compile("^Compute")).first
+    heading.locator("button").click()
+    assert headed()[:3] == ["nothing but images", "mae", "hpm"]
+    opened.page.fill("#filter-name", "beit")
+    assert [name.split(" ")[0] for name in headed()] == ["with", "beit"]  # an empty group has no heading
+    assert opened.page.locator("#shown").inner_text() == "1 of 3 rows"
+    assert opened.complaints == []
+    opened.page.close()
+
+
 # --- folders
 
 
@@ -260,6 +285,13 @@ def test_links_lead_to_the_folder_that_has_the_record(two, tmp_path):
 
 
 # --- the command
+
+
+def test_command_and_function_take_the_same_options():
+    command, function = (
+        set(inspect.signature(taken).parameters) for taken in (command_of, mimbench.leaderboard)
+    )
+    assert command - {"folders"} == function - {"folder"}
 
 
 def leaderboard(*arguments: str | Path):

@@ -55,7 +55,10 @@
     for (const table of tables) {
       const room = table.classList.contains("long") ? most : Infinity;
       let own = 0;
+      let heading = null; // of the group; it goes with its last row
       for (const body of table.tBodies) {
+        heading = body.querySelector(".subheading") ?? heading;
+        if (body.contains(heading)) heading.hidden = true;
         const old = body.classList.contains("older") && older !== null && !older.checked;
         for (const row of [...body.rows].filter(isResult)) {
           const unwanted =
@@ -68,6 +71,7 @@
           own += unwanted ? 0 : 1;
           const hidden = unwanted || own > room;
           if (row.hidden !== hidden) row.hidden = hidden;
+          if (heading !== null && !hidden) heading.hidden = false;
         }
       }
       count += own;
