@@ -40,7 +40,9 @@ class About(Frozen):
     confounds: tuple[str, ...] = ()  # what else differs between the rows
     axis: str = ""  # the setting along which the rows are plotted, such as mask_ratio
     axis_label: str = ""  # of the plot: "share of patches masked"
-    arms: tuple[Arm, ...] = ()  # rows that are plotted; by default all that have the setting
+    arms: tuple[
+        Arm, ...
+    ] = ()  # rows that are plotted, and floors of a group; by default all with the setting
     sources: tuple[str, ...] = ()  # arXiv numbers of who asked it
 
 

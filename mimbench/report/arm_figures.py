@@ -38,6 +38,8 @@ def _line(task: Task, best: Collection[Arm], levels: Sequence[Level], axis_label
     x = (min(xs) / 1.2, max(xs) * 1.2) if logarithmic else (min(xs) - pad, max(xs) + pad)
     axes = Axes(x, _range(task, levels), logarithmic=logarithmic, factor=_factor(task))
     parts = [axes.opened(_told(task, axis_label)), axes.grid(axis_label, {a.x: a.value for a in task.arms})]
+    for arm in task.arms:
+        axes.keep_clear(axes.at_x(arm.x), axes.at_y(task.cell(arm).value))
     for name, value in levels:
         parts.append(axes.level(value))
         parts.append(axes.name(name, axes.at_x(x[0]), axes.at_y(value) - 8))

@@ -47,11 +47,8 @@ class Task:
 
 def answer(tables: Sequence[Table], about: About, jobs: set[str]) -> list[str]:
     """What the results of ``jobs`` tell about an experiment, in sentences; none where they tell nothing."""
-    what = axis_label(about)
     return [
-        sentence
-        for table in tables
-        for sentence in sentences(tasks(table, arms(table, about, jobs), jobs), what)
+        sentence for table in tables for sentence in sentences(tasks(table, arms(table, about, jobs), jobs))
     ]
 
 
@@ -100,16 +97,20 @@ def tasks(table: Table, placed: Sequence[Arm], jobs: set[str]) -> list[Task]:
     return found
 
 
-def floors(table: Table, place: int, jobs: set[str]) -> list[tuple[str, float]]:
-    """(variant, value) of the floor and ceiling rows that ``jobs`` gave, of one column."""
-    return [
-        (row.variant, row.cells[place].value)
-        for row in table.rows
-        if row.role in ("floor", "ceiling")
-        and not row.older
-        and row.cells[place].state == "value"
-        and jobs & _records(row)
-    ]
+def floors(table: Table, task: Task, about: About, jobs: set[str]) -> list[tuple[str, float]]:
+    """(name, value) of the floor and ceiling rows that ``jobs`` gave, for one task.
+
+    Those that the experiment names belong to their group, under the name they have there; others to all.
+    """
+    named = {arm.row: arm for arm in about.arms}
+    found = []
+    for row in table.rows:
+        given, cell = named.get(row.variant), row.cells[task.place]
+        if row.role not in ("floor", "ceiling") or row.older or not jobs & _records(row):
+            continue
+        if cell.state == "value" and (given is None or given.group == task.group):
+            found.append((given.value if given and given.value else row.variant, cell.value))
+    return found
 
 
 def among_best(task: Task) -> list[Arm]:
@@ -139,17 +140,14 @@ def _ahead(best: Cell, other: Cell) -> bool:
     return min(v for v, _ in best.seeds.values()) > max(v for v, _ in other.seeds.values())
 
 
-def sentences(found: Sequence[Task], what: str) -> list[str]:
-    """What can be told, a sentence a task and one on whether tasks agree, group by group.
-
-    what: of the axis, "share of patches hidden".
-    """
+def sentences(found: Sequence[Task]) -> list[str]:
+    """What can be told, a sentence a task and one on whether tasks agree, group by group."""
     said = []
     for group in dict.fromkeys(task.group for task in found):
         own = [(task, among_best(task)) for task in found if task.group == group]
         lead = f"{group}: " if group else ""
         said += [lead + _of_task(task, best) for task, best in own]
-        if agreement := _of_all(own, what):
+        if agreement := _of_all(own):
             said.append(lead + agreement)
     return said
 
@@ -186,28 +184,28 @@ def _of_ends(task: Task, among: Sequence[Arm]) -> str:
     return f" Towards {far.value} it falls; towards {near.value} no fall can be told."
 
 
-def _of_all(own: Sequence[tuple[Task, list[Arm]]], what: str) -> str:
+def _of_all(own: Sequence[tuple[Task, list[Arm]]]) -> str:
     """Whether the best differs between tasks; empty for a single one."""
     if len(own) < 2:
         return ""
     everything = {arm.value for task, _ in own for arm in task.arms}
     kept = [{arm.value for arm in among} for _, among in own]
     if all(len(among) == len(task.arms) for task, among in own):
-        return f"Nothing can be told about the best {what} in any task."
+        return "Nothing can be told about the best value in any task."
     for (a, in_a), (b, in_b) in combinations([(t, k) for (t, _), k in zip(own, kept, strict=True)], 2):
         if {arm.value for arm in a.arms} == {arm.value for arm in b.arms} and not in_a & in_b:
             return (
-                f"The best {what} differs between tasks: {a.column.title} wants "
+                f"Tasks differ in their best value: {a.column.title} wants "
                 f"{_words(a, in_a)}, {b.column.title} {_words(b, in_b)}."
             )
     shared = set.intersection(*kept)
     if not shared:
-        return f"No {what} is among the best of every task, though no two tasks contradict each other."
+        return "No value is among the best of every task, though no two tasks contradict each other."
     if shared == everything:
-        return f"Nothing can be told about the best {what} in any task."
+        return "Nothing can be told about the best value in any task."
     order = [arm.value for arm in own[0][0].arms if arm.value in shared]
     return (
-        f"That the best {what} differs between tasks cannot be told: {_and(order)} "
+        f"That tasks differ in their best value cannot be told: {_and(order)} "
         f"{'is' if len(order) == 1 else 'are'} among the best of each."
     )
 

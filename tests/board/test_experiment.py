@@ -112,7 +112,7 @@ def test_an_optimum_that_differs_between_tasks_is_told(board):
         "It lies at the end, 0.25: more might lie beyond."
     )
     assert said[1].startswith("linprobe@1 (top1) is highest at 0.9, 90.0 %.")
-    assert said[2] == "The best share hidden differs between tasks: knn@1 wants 0.25, linprobe@1 0.9."
+    assert said[2] == "Tasks differ in their best value: knn@1 wants 0.25, linprobe@1 0.9."
 
 
 def test_equal_results_tell_nothing(board):
@@ -120,7 +120,7 @@ def test_equal_results_tell_nothing(board):
     *each, last = told(board, ask(board, jobs), jobs)
     assert len(each) == 2
     assert all("nothing can be told" in sentence for sentence in each)
-    assert last == "Nothing can be told about the best share hidden in any task."
+    assert last == "Nothing can be told about the best value in any task."
 
 
 def test_a_peak_between_the_ends_is_told_and_shared_by_tasks_that_agree(board):
@@ -131,9 +131,7 @@ def test_a_peak_between_the_ends_is_told_and_shared_by_tasks_that_agree(board):
         "tell: 0.5. Both ends are lower: the best lies between them."
     )
     assert "Both ends are lower" in second
-    assert last == (
-        "That the best share hidden differs between tasks cannot be told: 0.75 is among the best of each."
-    )
+    assert last == ("That tasks differ in their best value cannot be told: 0.75 is among the best of each.")
 
 
 def test_a_difference_that_one_seed_contradicts_is_not_told(board):
@@ -186,8 +184,31 @@ def test_groups_are_compared_within_themselves_only(board):
     said = told(board, about, jobs)
     assert said[0].startswith("A: knn@1 (top1) is highest at features, 80.0 %.")
     assert "B: knn@1 (top1) is highest at tokens, 20.0 %. All others are lower beyond chance." in said
-    assert said[-1].startswith("B: That the best target differs between tasks cannot be told: tokens is")
+    assert said[-1].startswith("B: That tasks differ in their best value cannot be told: tokens is")
     assert not any("end" in sentence.partition("%")[2] for sentence in said)  # words have no ends
+
+
+def test_a_floor_that_the_experiment_names_belongs_to_its_group(board):
+    floors = {"random": 0.1, "random[like=beit]": 0.15, "pixels": 0.12}
+    jobs = {
+        board.evaluate(variant, protocol="knn", hits=nested(board.images, accuracy), role=role).id
+        for role, own in (
+            ("method", {"mae": 0.5, "dbot": 0.8, "beit": 0.2, "maskfeat": 0.3}),
+            ("floor", floors),
+        )
+        for variant, accuracy in own.items()
+    }
+    arms = [{"row": row, "value": row, "group": group} for row, group in ROWS.items()]
+    arms += [{"row": "random", "value": "untrained", "group": "A"}]
+    arms += [{"row": "random[like=beit]", "value": "untrained", "group": "B"}]
+    about = ask(board, jobs, axis="", arms=arms)
+    table = only(board)
+    found = findings.tasks(table, findings.arms(table, about, jobs), jobs)
+    seen = {task.group: dict(findings.floors(table, task, about, jobs)) for task in found}
+    assert seen == {"A": {"untrained": 0.1, "pixels": 0.12}, "B": {"untrained": 0.15, "pixels": 0.12}}
+
+
+ROWS = {"mae": "A", "dbot": "A", "beit": "B", "maskfeat": "B"}
 
 
 def circles(svg: str, kind: str) -> list[tuple[float, float, str]]:
