@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mimbench import __version__, taxonomy
@@ -15,15 +15,15 @@ from mimbench.survey.table import CROSSED, Filed, count, matrix
 
 
 def render(template: str, **values: Any) -> str:
-    """One page in the style of the leaderboard. Everything in ``values`` is escaped unless it is Markup."""
+    """One page. Everything in ``values`` is escaped unless it is Markup."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("mimbench.survey"), PackageLoader("mimbench.report")]),
+        loader=PackageLoader("mimbench.survey"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = "".join(environment.get_template(name).render() for name in ("page.css", "survey.css"))
+    style = environment.get_template("survey.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template(template).render(
         style=Markup(style), style_hash=f"sha256-{digest}", version=__version__, **values
