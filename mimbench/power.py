@@ -30,7 +30,8 @@ def images_needed(
 
     Hits: the number for McNemar's test out of the shares of images on which the two differ (Connor 1987,
     doi:10.2307/2531961), in the form that holds for sign flips of any size, with the continuity correction
-    that the exact test needs. Means: that of the paired t-test (Guenther 1981, doi:10.2307/2683129).
+    that the exact test needs. Means: that of the paired t-test (Guenther 1981, The American
+    Statistician 35(4)).
     Everything else: as the jackknife's standard error shrinks with the root of the number.
     """
     z, reach = float(ndtri(1 - alpha / 2)), float(ndtri(power))
