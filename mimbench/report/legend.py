@@ -36,7 +36,7 @@ def signs(table: Table) -> list[str]:
 def differences(table: Table) -> str:
     """In what it differs from the tables beside it; "" for a single one."""
     named = ", ".join(f"{name} ({value})" for name, value in table.differs)
-    return f"differs from the other tables in {named}" if named else ""
+    return f"Differs from the other tables in {named}" if named else ""
 
 
 def remarks(table: Table) -> list[str]:

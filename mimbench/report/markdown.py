@@ -18,7 +18,8 @@ from mimbench.report.text import HOLE, number
 
 SHOWN = ("hours", "images_per_second", "pflops")
 # What starts emphasis, code, links, HTML, entities, headings, lists, tables or GitHub's own links.
-SPECIAL = re.compile(r"[\\`*_\[\]<>|~&#$@!+={}()^]|(?<=www)\.|:(?=//)|^[-.]|(?<=^\d)[.)]")
+SPECIAL = re.compile(r"[\\`*_\[\]<>|~&#$@]|(?<=www)\.|:(?=//)|^[-+=]")
+NUMBERED = re.compile(r"^(\d+)([.)])")
 
 
 def markdown(found: Sequence[Table]) -> str:
@@ -76,12 +77,12 @@ def _cell(table: Table, row: Row, place: int) -> str:
     cell, column = row.cells[place], table.columns[place]
     if cell.state != "value":
         return f"{HOLE} {escape(cell.reason)}"
-    value = escape(column.shown(cell.value))
-    parts = [escape(cell.rank)] if cell.rank else []
+    value = column.shown(cell.value)
+    parts = [cell.rank] if cell.rank else []
     parts.append(f"**{value}**" if table.is_best(row, place) else value)
     parts[-1] += (EDGE if cell.edges else "") + (FLAG if table.cell_flags(row, place) else "")
     if len(cell.seeds) > 1:
-        parts.append(f"±{escape(column.shown(cell.spread))}")
+        parts.append(f"±{column.shown(cell.spread)}")
     if not math.isnan(cell.low):
         parts.append(escape(f"[{column.shown(cell.low)}, {column.shown(cell.high)}]"))
     return " ".join(parts)
@@ -89,7 +90,7 @@ def _cell(table: Table, row: Row, place: int) -> str:
 
 def escape(text: str) -> str:
     """``text`` as it is read, on one line, whatever it holds."""
-    return SPECIAL.sub(r"\\\g<0>", one_line(text))
+    return NUMBERED.sub(r"\1\\\2", SPECIAL.sub(r"\\\g<0>", one_line(text)))
 
 
 def one_line(text: str) -> str:

@@ -28,6 +28,8 @@ HOSTILE = (
     "<script>alert(1)</script> &amp;",
     "[here](https://evil.example) ![x](y) www.evil.example https://evil.example",
     "=1+1 -- --- '' ,, ?` !`",
+    "12. list",
+    "- list + list",
     "two\nlines\r\n| x | y |",
     "Vögel, 日本 → λ",
 )

@@ -72,6 +72,15 @@ def test_each_method_shows_what_trying_all_its_runs_finds(board, unit, draw):
                 assert row.cost["level_share"] == pytest.approx(nearest / level)
 
 
+@pytest.mark.parametrize(
+    ("share", "state"), [(0.79, "hole"), (0.81, "value"), (1.019, "value"), (1.021, "hole")]
+)
+def test_a_run_that_just_passes_the_level_or_nearly_reaches_it_still_stands_for_it(board, share, state):
+    """A run ends at the step nearest to its budget; one that was stopped far below is another comparison."""
+    run(board, "mae", 10, 0.5, cost={"flops": share * 1e15})
+    assert at(board, "equal-flops=1e15").rows[0].cells[0].state == state
+
+
 def test_the_cost_of_what_was_trained_before_counts(board):
     teacher = {**COST, "flops": 3e15}
     for epochs in (10, 20):
