@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 from mimbench import stats
@@ -43,6 +44,25 @@ class Task:
     @property
     def best(self) -> Arm:
         return max(self.arms, key=lambda arm: self.cell(arm).value)
+
+    @cached_property
+    def among_best(self) -> tuple[Arm, ...]:
+        """The arms that cannot be told from the best, the best included, in the order of the axis.
+
+        All of them where outcomes of single images are not known.
+        """
+        cells = [self.cell(arm) for arm in self.arms]
+        if not all(cell.outcomes for cell in cells):
+            return self.arms
+        pairs = list(combinations(range(len(cells)), 2))
+        p = stats.holm([stats.difference_p(cells[i].outcomes, cells[j].outcomes) for i, j in pairs])
+        best = self.arms.index(self.best)
+        told = {
+            i + j - best
+            for (i, j), adjusted in zip(pairs, p, strict=True)
+            if best in (i, j) and adjusted < stats.ALPHA and _ahead(cells[best], cells[i + j - best])
+        }
+        return tuple(arm for place, arm in enumerate(self.arms) if place not in told)
 
 
 def answer(tables: Sequence[Table], about: About, jobs: set[str]) -> list[str]:
@@ -113,25 +133,6 @@ def floors(table: Table, task: Task, about: About, jobs: set[str]) -> list[tuple
     return found
 
 
-def among_best(task: Task) -> list[Arm]:
-    """The arms that cannot be told from the best, the best included, in the order of the axis.
-
-    All of them where outcomes of single images are not known.
-    """
-    best = task.best
-    if not all(task.cell(arm).outcomes for arm in task.arms):
-        return list(task.arms)
-    pairs = list(combinations(task.arms, 2))
-    raw = [stats.difference_p(task.cell(a).outcomes, task.cell(b).outcomes) for a, b in pairs]
-    adjusted = dict(zip(((id(a), id(b)) for a, b in pairs), stats.holm(raw), strict=True))
-
-    def told(arm: Arm) -> bool:
-        p = adjusted.get((id(arm), id(best)), adjusted.get((id(best), id(arm)), 1.0))
-        return p < stats.ALPHA and _ahead(task.cell(best), task.cell(arm))
-
-    return [arm for arm in task.arms if arm is best or not told(arm)]
-
-
 def _ahead(best: Cell, other: Cell) -> bool:
     """Whether it is ahead in every seed that both have; without one in common, in all against all."""
     shared = best.seeds.keys() & other.seeds.keys()
@@ -144,7 +145,7 @@ def sentences(found: Sequence[Task]) -> list[str]:
     """What can be told, a sentence a task and one on whether tasks agree, group by group."""
     said = []
     for group in dict.fromkeys(task.group for task in found):
-        own = [(task, among_best(task)) for task in found if task.group == group]
+        own = [(task, task.among_best) for task in found if task.group == group]
         lead = f"{group}: " if group else ""
         said += [lead + _of_task(task, best) for task, best in own]
         if agreement := _of_all(own):
@@ -184,7 +185,7 @@ def _of_ends(task: Task, among: Sequence[Arm]) -> str:
     return f" Towards {far.value} it falls; towards {near.value} no fall can be told."
 
 
-def _of_all(own: Sequence[tuple[Task, list[Arm]]]) -> str:
+def _of_all(own: Sequence[tuple[Task, Sequence[Arm]]]) -> str:
     """Whether the best differs between tasks; empty for a single one."""
     if len(own) < 2:
         return ""

@@ -151,7 +151,7 @@ def test_a_difference_that_one_seed_contradicts_is_not_told(board):
     assert task.best.value == "0.75"
     last = task.arms[-1]
     assert 6 * difference_p(task.cell(task.best).outcomes, task.cell(last).outcomes) < ALPHA
-    assert last in findings.among_best(task)
+    assert last in task.among_best
 
 
 def test_more_pairs_ask_for_more(board):
@@ -237,7 +237,7 @@ def test_points_intervals_and_seeds_lie_where_their_numbers_are(board):
     table = only(board)
     about = ask(board, jobs)
     (task,) = findings.tasks(table, findings.arms(table, about, jobs), jobs)
-    svg = str(arm_figures.drawn(task, findings.among_best(task), [("random", 0.2)], "share hidden"))
+    svg = str(arm_figures.drawn(task, task.among_best, [("random", 0.2)], "share hidden"))
     x, y = ruler(svg, across=True), ruler(svg, across=False)
     means = sorted(circles(svg, "method") + circles(svg, "lower"))
     assert [round(float(x(cx)), 2) for cx, _, _ in means] == list(RATIOS)
@@ -265,7 +265,7 @@ def test_a_dot_plot_lies_where_its_numbers_are(board):
     about = ask(board, jobs, axis="", arms=arms)
     table = only(board)
     (task,) = findings.tasks(table, findings.arms(table, about, jobs), jobs)
-    svg = str(arm_figures.drawn(task, findings.among_best(task), [], "target"))
+    svg = str(arm_figures.drawn(task, task.among_best, [], "target"))
     x = ruler(svg, across=True)
     means = sorted(circles(svg, "method") + circles(svg, "lower"), key=lambda circle: circle[1])
     assert [title.partition(":")[0] for _, _, title in means] == list(values)  # in the order of the file

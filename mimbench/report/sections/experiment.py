@@ -39,7 +39,7 @@ def _view(about: About, jobs: set[str], tables: Sequence[Table]) -> dict[str, An
             (
                 (f"{task.group}: " if task.group else "") + f"{task.column.title} {task.column.heading}",
                 arm_figures.drawn(
-                    task, findings.among_best(task), findings.floors(table, task, about, jobs), axis_label
+                    task, task.among_best, findings.floors(table, task, about, jobs), axis_label
                 ),
             )
             for task in found
