@@ -72,7 +72,8 @@ def scatter(
     ]
     parts += [axes.level(level) for _, level in _ends(lines)]
     parts.append(_steps(axes, front))
-    for point in points:
+    named = {*_some(front), *_some([point for point in points if point.role != "method"])}
+    for point in points if not crowded else named:
         axes.keep_clear(axes.at_x(point.x), axes.at_y(point.y))
     for i, (name, level) in enumerate(_ends(lines)):
         side = LEFT - 4 if i % 2 == 0 else WIDTH - RIGHT - 8 - CHARACTER * len(name)  # apart from each other
@@ -81,7 +82,7 @@ def scatter(
         parts.append(axes.error(point.x, point.low, point.high))
         title = f"{point.name}: {_score(point.y, share)}, {x_label} {number(point.x)}"
         parts.append(axes.dot(point.x, point.y, point.role, title))
-        if not crowded or point in front or point.role != "method":
+        if not crowded or point in named:
             place = (axes.at_x(point.x), axes.at_y(point.y))
             parts.append(axes.name(point.name, *place, leftwards=point in front))
     return Markup("").join([*parts, Markup("</svg>")])
@@ -91,6 +92,13 @@ def _ends(lines: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """The levels to draw: of many, which would cover each other, the lowest and the highest."""
     ordered = sorted(lines, key=lambda line: line[1])
     return ordered if len(ordered) <= LEVELS else [ordered[0], ordered[-1]]
+
+
+def _some(points: Sequence[Point]) -> list[Point]:
+    """As many as can be named, evenly spread, from the first to the last."""
+    if len(points) <= LABELLED:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (LABELLED - 1))] for i in range(LABELLED)]
 
 
 def _steps(axes: Axes, front: Sequence[Point]) -> Markup:

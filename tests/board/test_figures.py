@@ -77,6 +77,17 @@ def test_of_many_points_only_the_front_and_references_are_named():
     assert figure.count('class="level"') == 2
 
 
+def test_a_front_of_a_thousand_is_drawn_whole_and_named_in_part():
+    """Looking for room for a thousand names among a thousand dots takes minutes."""
+    points = [Point(f"m{i}", "method", 1 + i, i / 1000, i / 1000, i / 1000) for i in range(1000)]
+    figure = scatter(points, [], "cost", "top1", True, points)
+    names = re.findall(r'<text class="name"[^>]*>(.*?)</text>', figure)
+    assert len(names) == LABELLED
+    assert {"m0", "m999"} <= set(names)
+    (steps,) = re.findall(r'class="front" d="([^"]*)"', figure)
+    assert steps.count("V") == 999
+
+
 def test_names_lie_inside_the_frame_and_apart():
     rng = np.random.default_rng(0)
     axes = Axes((0.0, 1.0), (0.0, 1.0))

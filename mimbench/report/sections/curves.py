@@ -13,10 +13,11 @@ CURVES = 24  # small multiples at most; beyond, they are no longer compared by e
 
 def draw(table: Table, surroundings: Surroundings) -> Markup:
     """Empty where nothing of the table was trained."""
-    curves = [(row.variant, figures.curve(_losses(row))) for row in table.rows if row.curves]
-    if not curves:
+    rows = [row for row in table.rows if row.curves]
+    if not rows:
         return Markup("")
-    return surroundings.render("curves.html", curves=curves[:CURVES], more=len(curves) - CURVES)
+    curves = [(row.variant, figures.curve(_losses(row))) for row in rows[:CURVES]]
+    return surroundings.render("curves.html", curves=curves, more=len(rows) - CURVES)
 
 
 def _losses(row: Row) -> list[list[tuple[float, float]]]:

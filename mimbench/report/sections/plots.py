@@ -12,13 +12,14 @@ from mimbench.report.pareto import front
 from mimbench.report.sections.surroundings import Surroundings
 from mimbench.report.tables import Table
 
+LISTED = 24  # names of a front in words
 PLOTTED = 3  # protocols with a plot of their own
 
 
 def draw(table: Table, surroundings: Surroundings) -> Markup:
     """Empty where fewer than two rows have a cost."""
     plots = _plots(table)
-    return surroundings.render("plots.html", plots=plots) if plots else Markup("")
+    return surroundings.render("plots.html", plots=plots, listed=LISTED) if plots else Markup("")
 
 
 def _plots(table: Table) -> list[tuple[str, Markup, list[str]]]:
