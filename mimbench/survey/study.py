@@ -97,7 +97,7 @@ def study(
     if k is not None and not 2 <= k < n:
         raise UserError(f"{k} clusters of {n} papers: ask for 2 to {n - 1}")
     ks = [k] if k else [tried for tried in TRIED if tried <= max(2, n // 2)]
-    report(f"{len(VARIANTS)} clusterings of {n} papers, {len(ks)} numbers of clusters")
+    report(f"{len(VARIANTS)} clusterings of {n} papers into {', '.join(map(str, ks))} clusters")
     found = ensemble(texts, ks, seed=seed)
     report("the same of shuffled words")
     by_chance = ensemble(shuffled(texts, seed), ks, seed=seed)
