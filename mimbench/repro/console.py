@@ -13,7 +13,7 @@ from rich.text import Text
 from mimbench.console import duration
 from mimbench.errors import unknown
 from mimbench.repro.compare import Boards, Comparison
-from mimbench.repro.differences import MEANING, Difference, shown
+from mimbench.repro.differences import MEANING, QUESTION, Difference, of_kinds, shown
 from mimbench.repro.verdict import Verification, chance, score
 from mimbench.spec import Frozen
 
@@ -89,6 +89,8 @@ def show_boards(found: Boards, console: Console) -> None:
 
 def _what(row: Comparison) -> str:
     problems = [*row.a.problems, *row.b.problems]
+    if row.equal and not (problems or of_kinds(list(row.differences), QUESTION)):
+        return "nothing, bit for bit"
     return problems[0] if problems else "; ".join(row.verdict[1:2] if row.gap else row.verdict[:1])
 
 

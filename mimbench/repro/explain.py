@@ -75,6 +75,8 @@ def equal(mine: Sequence[Record], theirs: Sequence[Record]) -> bool:
         try:
             if unpack(one.outcomes).pack() != unpack(other.outcomes).pack():
                 return False
+            if any(other.metrics.get(name, value) != value for name, value in one.metrics.items()):
+                return False
         except ValueError:
             return False
     return True

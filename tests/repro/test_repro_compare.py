@@ -154,6 +154,7 @@ def test_a_record_edited_by_hand_is_said_first(board, other):
     a, b = board.evaluate("mae", 0.7), other.evaluate("mae", 0.7)
     found = look(kept(board, a, metrics={"top1": 0.9}), str(records.path_of(other.folder, b.id)))
     assert "it says top1 0.900000" in found.verdict[0]
+    assert not found.equal
 
 
 def boards(board: Board, other: Board) -> Boards:
