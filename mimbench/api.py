@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning_fabric import Fabric
 
-    from mimbench.board import Table
     from mimbench.data import Dataset
     from mimbench.encoder import Encoder
     from mimbench.estimate import Estimate
@@ -238,32 +237,10 @@ def leaderboard(
     writes nothing. Raises UserError where there is no results folder, a record is damaged or newer, two
     records answer for one cell, or an option names what there is not.
     """
-    from mimbench.board import summary
+    from mimbench.board import draw, summary
 
     layout = {"by": by, "at": at, "group": group, "protocol": protocol, "seeds": seeds}
-    return summary(draw_leaderboard(folder, format, out, **layout)[0])
-
-
-def draw_leaderboard(
-    folder: str | Path | Sequence[str | Path],
-    format: str | Sequence[str],
-    out: str | Path | None,
-    **layout: Any,
-) -> tuple[list[Table], list[Path]]:
-    """The tables of results folders, and the files that they were written to.
-
-    layout: of ``board.make_layout``. Tables of several folders are written where ``out`` says, or not at all.
-    """
-    from mimbench import board
-
-    folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
-    names = format.split(",") if isinstance(format, str) else format
-    formats = [name for name in map(str.strip, names) if name]
-    board.check_formats(formats)
-    chosen = board.make_layout(**layout)
-    found = board.tables(board.load(folders), chosen)
-    anywhere = out is not None or len(folders) == 1
-    return found, board.save(found, folders, formats if anywhere else (), out)
+    return summary(draw(folder, format, out, **layout)[0])
 
 
 def published_figures(

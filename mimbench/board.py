@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -43,6 +43,7 @@ __all__ = [
     "Row",
     "Table",
     "console_tables",
+    "draw",
     "load",
     "make_layout",
     "save",
@@ -166,6 +167,23 @@ def save(
         write_atomically(path, partial(_write_text, draw(found, given, target)))
         paths.append(path)
     return paths
+
+
+def draw(
+    folders: Folders, format: str | Sequence[str], out: Path | str | None, **layout: Any
+) -> tuple[list[Table], list[Path]]:
+    """The tables of results folders, and the files that they were written to.
+
+    format: names with commas between them, or a list. layout: of ``make_layout``. Tables of several folders
+    are written where ``out`` says, or not at all. Raises UserError as ``load`` and ``tables`` do.
+    """
+    names = format.split(",") if isinstance(format, str) else format
+    formats = [name for name in map(str.strip, names) if name]
+    check_formats(formats)
+    chosen = make_layout(**layout)
+    found = tables(load(folders), chosen)
+    anywhere = out is not None or len(_each(folders)) == 1
+    return found, save(found, folders, formats if anywhere else (), out)
 
 
 def _write_text(text: str, file: IO[bytes]) -> None:

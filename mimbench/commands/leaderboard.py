@@ -14,7 +14,7 @@ from mimbench.request import RESULTS
 def leaderboard(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOLDER ...]", help="Results folders; mimbench-results by default."),
+        typer.Argument(metavar="FOLDER", help="Results folders; mimbench-results by default."),
     ] = None,
     by: Annotated[
         str,
@@ -49,11 +49,9 @@ def leaderboard(
     ] = None,
 ) -> None:
     """Print the tables of results folders and write them as files; records are only read."""
-    from mimbench.api import draw_leaderboard
+    from mimbench.board import draw
     from mimbench.console import show_tables
 
     given = folders or [RESULTS]
-    tables, files = draw_leaderboard(
-        given, format, out, by=by, at=at, group=group, protocol=protocol, seeds=seeds
-    )
+    tables, files = draw(given, format, out, by=by, at=at, group=group, protocol=protocol, seeds=seeds)
     show_tables(tables, given, files, Console())
