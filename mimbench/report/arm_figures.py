@@ -42,7 +42,10 @@ def _line(task: Task, best: Collection[Arm], levels: Sequence[Level], axis_label
         axes.keep_clear(axes.at_x(arm.x), axes.at_y(task.cell(arm).value))
     for name, value in levels:
         parts.append(axes.level(value))
-        parts.append(axes.name(name, axes.at_x(x[0]), axes.at_y(value) - 8))
+        first, last = (abs(task.cell(arm).value - value) for arm in (task.arms[0], task.arms[-1]))
+        parts.append(
+            axes.name(name, axes.at_x(x[last > first]), axes.at_y(value) - 8, leftwards=last > first)
+        )
     corners = (f"{axes.at_x(a.x):.1f} {axes.at_y(task.cell(a).value):.1f}" for a in task.arms)
     parts.append(Markup('<path class="line" d="M{}"/>').format("L".join(corners)))
     for arm in task.arms:
