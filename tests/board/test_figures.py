@@ -66,6 +66,17 @@ def test_floor_and_ceiling_are_no_part_of_the_front(board):
     assert steps.groups()[2:4] == dots["dear"]
 
 
+def test_what_the_budget_holds_equal_is_no_axis(board):
+    """At equal computation the last step's rounding would decide who stands on the front."""
+    for place, variant in enumerate(("one", "two", "three")):
+        cost = {**COST, "flops": 1e15 * (1 + place / 1000), "wall_seconds": 100.0 * (1 + place)}
+        board.evaluate(variant, 0.5 + place / 10, cost=cost)
+    page = drawn(board)
+    assert re.findall(r"<figcaption>(linprobe@1[^<]*)</figcaption>", page) == [
+        "linprobe@1 top1 % against time in min"
+    ]
+
+
 def test_of_many_points_only_the_front_and_references_are_named():
     """Sixty names on one figure cover each other and everything else."""
     points = [Point(f"m{i}", "method", 1 + i, 0.5 - i / 1000, 0.4, 0.6) for i in range(LABELLED + 1)]

@@ -13,6 +13,7 @@ from mimbench.report.sections.surroundings import Surroundings
 from mimbench.report.tables import Table
 
 LISTED = 24  # names of a front in words
+SAME = 1.05  # costs that lie no further apart
 PLOTTED = 3  # protocols with a plot of their own
 
 
@@ -24,8 +25,10 @@ def draw(table: Table, surroundings: Surroundings) -> Markup:
 
 def _plots(table: Table) -> list[tuple[str, Markup, list[str]]]:
     """(title, drawing, names on its front): scores against computation, and for the first against time."""
-    wanted = [(place, "pflops") for place in _most_different(table)[:PLOTTED]]
-    wanted += [(place, "hours") for place, _ in wanted[:1]]
+    places = _most_different(table)[:PLOTTED]
+    wanted = [(place, "pflops") for place in places] + [(place, "hours") for place in places[:1]]
+    if _held_equal(table, "pflops"):
+        wanted = [(place, "hours") for place in places]
     plots = []
     for place, key in wanted:
         column, cost = table.columns[place], BY_KEY[key]
@@ -53,6 +56,12 @@ def _plots(table: Table) -> list[tuple[str, Markup, list[str]]]:
         if drawn:
             plots.append((f"{name} against {x_label}", drawn, [point.name for point in best]))
     return plots
+
+
+def _held_equal(table: Table, key: str) -> bool:
+    """Whether a budget fixed this cost: a front would then tell by what a last step rounds."""
+    costs = [row.cost[key] for row in table.rows if row.role == "method" and row.cost[key] > 0]
+    return len(costs) > 1 and max(costs) < SAME * min(costs)
 
 
 def _most_different(table: Table) -> list[int]:
