@@ -164,7 +164,7 @@ def test_columns_of_all_tasks_stand_in_one_table_with_what_to_know(board, browse
     figures = [row.split() for row in more.locator("tr").all_inner_texts()]
     assert figures == [["Method", "rank", "more"], ["mae", "54.0", "3.00"], ["beit", "45.0", "3.00"]]
     assert opened.page.locator("#shown").inner_text() == "2 rows"  # that table is no board
-    assert opened.page.locator("#table-1 svg.plot").count() == 3  # those that rank, against time: equal computation
+    assert opened.page.locator("#table-1 svg.plot").count() == 3  # against time: computation is equal
     assert opened.complaints == []
     opened.page.close()
 
