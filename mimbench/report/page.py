@@ -41,6 +41,7 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
         lstrip_blocks=True,
     )
     environment.filters["short"] = text.short
+    environment.filters["breakable"] = text.breakable
     style, script = (
         environment.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "page.js")
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
+
+from markupsafe import Markup
 
 HOLE = "–"
 
@@ -44,3 +47,8 @@ def plain(value: Any) -> str:
 def short(name: str) -> str:
     """A name that fits a cell: of a very long one the beginning and the end, which tell it apart."""
     return name if len(name) <= 160 else f"{name[:100]}…{name[-40:]}"
+
+
+def breakable(name: str) -> Markup:
+    """``short``, escaped, to be broken between settings where a line is too short for it."""
+    return Markup("<wbr>").join(re.split(r"(?<=[\[,=])", short(name)))

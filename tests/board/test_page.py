@@ -11,6 +11,7 @@ import pytest
 
 from mimbench.board import Layout, write
 from mimbench.outcomes import Overlaps
+from mimbench.report import text
 
 from .browsing import HOSTILE, Watched
 from .synthetic import COST, Board
@@ -371,3 +372,7 @@ def test_the_page_is_complete_without_script(browser, path):
     assert opened.names() == [*RANKED, "mae"]
     assert not opened.page.locator("#filters").is_visible()
     opened.page.close()
+
+
+def test_a_name_is_broken_between_its_settings_and_nowhere_becomes_markup():
+    assert text.breakable("mae[depth=2,x=<b>]") == "mae[<wbr>depth=<wbr>2,<wbr>x=<wbr>&lt;b&gt;]"
