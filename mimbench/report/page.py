@@ -1,27 +1,18 @@
-"""The leaderboard as one self-contained HTML page: no network, no foreign script, names cannot inject.
-
-Everything variable goes through Jinja2's autoescape. A content security policy allows the page's own
-style and script by their hashes and nothing else, not even a style attribute.
-"""
+"""The leaderboard as one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from mimbench.report import figures, sections, text
+from mimbench.report.html import environment, sealed
 from mimbench.report.sections import Surroundings
 from mimbench.report.tables import Table
 
@@ -33,26 +24,19 @@ FILTERED = ("scheme", "masking", "target")  # criteria of the survey's taxonomy 
 
 def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> str:
     """The page of ``found``, to be written into ``out``; folders: of the results, one or several."""
-    environment = Environment(
-        loader=PackageLoader("mimbench.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = text.short
-    environment.filters["breakable"] = text.breakable
+    templates = environment()
+    templates.filters |= {"short": text.short, "breakable": text.breakable}
     style, script = (
-        environment.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "page.js")
+        templates.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "page.js")
     )
     given = [folders] if isinstance(folders, Path) else folders
     files = {record: file for table in found for record, file in table.files.items()}
-    surroundings = Surroundings(environment, given, _links(files, out), partial(_address, out))
-    page = environment.get_template("page.html").render(
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=source_hash(style),
-        script_hash=source_hash(script),
+    surroundings = Surroundings(templates, given, _links(files, out), partial(_address, out))
+    return sealed(
+        templates,
+        "page.html",
+        style=style,
+        script=script,
         views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
         any_older=any(body.older for table in found for body in table.bodies),
         criteria=_criteria(found),
@@ -68,13 +52,6 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
         bar=figures.interval_bar,
         hole=text.HOLE,
     )
-    # A third of all nodes would be line ends between tags. In names and values ">" is "&gt;".
-    return re.sub(r">\n+<", "><", page)
-
-
-def source_hash(content: str) -> str:
-    """What a content security policy knows an inline element by (CSP Level 3, 2.3.1)."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _links(files: Mapping[str, str], out: Path) -> Callable[[str], str]:

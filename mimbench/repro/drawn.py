@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from mimbench import settings
 from mimbench.console import duration
-from mimbench.report.page import MOST_ROWS, source_hash
+from mimbench.report.html import environment, sealed
+from mimbench.report.page import MOST_ROWS
 from mimbench.repro.checklist import SOURCE
 from mimbench.repro.dossier import Answer, Report
 
@@ -28,32 +26,19 @@ SPECIAL = re.compile(
 
 def html(report: Report) -> str:
     """One page, without anything from elsewhere."""
-    environment = _environment(autoescape=True)
+    templates = environment()
     style = "".join(
-        environment.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "report.css")
+        templates.get_template(name).render(most_rows=MOST_ROWS) for name in ("page.css", "report.css")
     )
-    page = environment.get_template("report.html").render(
-        report=report, style=Markup(style), style_hash=source_hash(style), **_helpers()
-    )
-    return re.sub(r">\n+<", "><", page)
+    return sealed(templates, "report.html", style=style, report=report, **_helpers())
 
 
 def markdown(report: Report) -> str:
     """The same as Markdown with tables, for a repository or a review."""
-    environment = _environment(autoescape=False)
-    environment.filters |= {"md": escape, "line": escape_line, "fenced": fenced}
-    text = environment.get_template("report.md").render(report=report, **_helpers())
+    templates = environment(autoescape=False)
+    templates.filters |= {"md": escape, "line": escape_line, "fenced": fenced}
+    text = templates.get_template("report.md").render(report=report, **_helpers())
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _environment(autoescape: bool) -> Environment:
-    return Environment(
-        loader=PackageLoader("mimbench.report"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _helpers() -> dict[str, Any]:
