@@ -13,11 +13,11 @@ import pytest
 from mimbench import cli, records, registry
 from mimbench.errors import UserError
 from mimbench.executors import Watch
-from mimbench.outcomes import Hits
+from mimbench.outcomes import Hits, unpack
 from mimbench.plan import make_plan
 from mimbench.repro.again import plan_again
 from mimbench.repro.differences import SURROUNDINGS
-from mimbench.repro.verdict import WHOLE
+from mimbench.repro.verdict import WHOLE, judge
 from mimbench.repro.verify import verify
 from mimbench.request import make_request
 from mimbench.spec import Record
@@ -118,6 +118,15 @@ def test_results_edited_consistently_are_seen_by_repeating_them(board, find, cha
     assert found.gap.told_apart == (answer == "different")
     where = "inside" if answer == "within interval" else "outside of"
     assert f"{where} the record's 95% interval" in found.sentences[0]
+
+
+def test_the_same_number_out_of_other_images_is_not_the_same(find):
+    record = find("mae")
+    hits = unpack(record.outcomes).hits
+    assert 0 < hits.sum() < len(hits)
+    other = record.model_copy(update={"outcomes": Hits(np.roll(hits, 1)).pack()})
+    assert judge(record, record)[0] == "same"
+    assert judge(record, other)[0] == "within interval"
 
 
 def test_a_setting_changed_by_hand_is_seen_by_the_id(find, change):
