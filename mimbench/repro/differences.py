@@ -97,7 +97,7 @@ def _implied(facts: Sequence[Mapping[tuple[Kind, str], Any]]) -> tuple[str, ...]
             if name == ("question", "protocol"):
                 found += ("fields.", "built_on", "preset", "protocol_version")
             elif name == ("method", "method"):
-                found += ("settings.", "method_version")
+                found += ("settings.", "method_version", "the card's ")
             elif last == "method" and start.startswith("provided."):
                 found += tuple(f"{start}.{part}" for part in _OF_METHOD)
     return found

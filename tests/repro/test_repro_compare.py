@@ -64,6 +64,17 @@ def test_settings_that_differ_make_it_a_different_question(board):
     assert [d.name for d in found.differences] == ["settings.mask_ratio", "torch", "torch_threads"]
 
 
+def test_what_follows_from_another_method_is_no_other_code(board):
+    pair = []
+    for name, role in (("mae", "method"), ("supervised", "ceiling")):
+        record = board.evaluate(name, 0.7)
+        content = {**record.content, "role": role, "external": "labels" if role == "ceiling" else "none"}
+        pair.append(record.model_copy(update={"content": content, "environment": HERE}))
+    found = differences(*pair)
+    assert ("method", "method") in [(d.kind, d.name) for d in found]
+    assert not [d for d in found if d.kind == "code"]
+
+
 def test_the_likeliest_explanation_comes_first(board):
     a = board.evaluate(
         "mae", 0.7, cost={"wall_seconds": 1.0}, selection={"candidates": [{"lr": 1}], "chosen": 0}
