@@ -52,9 +52,9 @@ def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
     apart, error = difference(a, b)
     if math.isnan(error) or abs(apart) < 1e-12:
         return 1.0
-    groups = min(a[0].n, GROUPS)
-    p = 2 * float(stdtr(groups - 1, -abs(apart) / error)) if error > 0 else 0.0
-    return max(p, 2.0 ** (1 - groups))
+    left_out = groups(a[0].n)
+    p = 2 * float(stdtr(left_out - 1, -abs(apart) / error)) if error > 0 else 0.0
+    return max(p, 2.0 ** (1 - left_out))
 
 
 def difference(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[float, float]:
@@ -62,6 +62,11 @@ def difference(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> tuple[float, flo
     moved = leave_out(a) - leave_out(b)
     known = np.isfinite(moved).all() and len(moved) > 1
     return score(a) - score(b), _standard_error(moved) if known else math.nan
+
+
+def groups(images: int) -> int:
+    """How many groups so many images are left out in."""
+    return min(images, GROUPS)
 
 
 def score(outcomes: Sequence[Outcomes]) -> float:
@@ -80,9 +85,8 @@ _KNOWN: WeakKeyDictionary[Outcomes, np.ndarray] = WeakKeyDictionary()  # an inte
 def _left_out(outcomes: Outcomes) -> np.ndarray:
     if outcomes not in _KNOWN:
         n = outcomes.n
-        groups = min(n, GROUPS)
-        member = np.random.default_rng(n).permutation(n) % groups
-        kept = member[None] != np.arange(groups)[:, None]
+        member = np.random.default_rng(n).permutation(n) % groups(n)
+        kept = member[None] != np.arange(groups(n))[:, None]
         _KNOWN[outcomes] = outcomes.value(kept.astype(np.int32))
     return _KNOWN[outcomes]
 

@@ -290,3 +290,8 @@ class Record(Frozen):
     environment: dict[str, Any] = {}
     started: str  # ISO 8601, UTC
     finished: str
+
+    @property
+    def metric(self) -> str:
+        """The name of its headline number, "" where it has none."""
+        return str(self.facts.get("metric") or next(iter(self.metrics), ""))

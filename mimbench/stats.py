@@ -32,7 +32,7 @@ def interval(outcomes: Sequence[Outcomes], level: float = LEVEL) -> tuple[float,
     if all(isinstance(o, Hits) for o in outcomes):
         return image_interval(stack_hits(outcomes), level)
     if all(isinstance(o, Values) for o in outcomes):
-        mean, error, n = _student(mean_values(outcomes))
+        mean, error, n = student(mean_values(outcomes))
         half = float(stdtrit(n - 1, (1 + level) / 2)) * error if n > 1 else float("nan")
         return mean - half, mean + half
     return jackknife.share_interval(outcomes, level)
@@ -50,7 +50,7 @@ def difference_p(a: Sequence[Outcomes], b: Sequence[Outcomes]) -> float:
     if all(isinstance(o, Hits) for o in (*a, *b)):
         return paired_p(stack_hits(a), stack_hits(b))
     if all(isinstance(o, Values) for o in (*a, *b)):
-        mean, error, n = _student(mean_values(a) - mean_values(b))
+        mean, error, n = student(mean_values(a) - mean_values(b))
         if n < 2 or mean == 0:
             return 1.0
         p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > 0 else 0.0
@@ -68,7 +68,7 @@ def mean_values(outcomes: Sequence[Outcomes]) -> np.ndarray:
     return np.mean([o.values for o in outcomes if isinstance(o, Values)], axis=0)
 
 
-def _student(numbers: np.ndarray) -> tuple[float, float, int]:
+def student(numbers: np.ndarray) -> tuple[float, float, int]:
     """Mean, its standard error and how many."""
     n = len(numbers)
     return float(numbers.mean()), float(numbers.std(ddof=1) / n**0.5) if n > 1 else float("nan"), n

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mimbench.errors import unknown
 from mimbench.published import CONFIDENCE, Figure, frame
+from mimbench.report.markdown import escape
 
 FORMATS = ("table", "csv", "markdown")
 HEADS = ("method", "metric", "%", "protocol", "setting", "source")
@@ -55,15 +56,8 @@ def _table(figures: Sequence[Figure]) -> RenderableType:
 def _markdown(figures: Sequence[Figure]) -> str:
     lines = [f"| {' | '.join(HEADS)} |", f"|{' --- |' * len(HEADS)}"]
     for figure in figures:
-        *cells, source = map(_escaped, _cells(figure))
+        *cells, source = map(escape, _cells(figure))
         if figure.url:
             source = f"[{source}](<{quote(figure.url, safe=':/?&=#%~)(,;@+')}>)"
         lines.append(f"| {' | '.join([*cells, source])} |")
     return "\n".join(lines) + "\n"
-
-
-def _escaped(words: str) -> str:
-    """Text that Markdown shows as it is."""
-    for character in "\\`*_{}[]<>|#":
-        words = words.replace(character, f"\\{character}")
-    return words

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mimbench.across import Comparison, Profile
 from mimbench.report.axes import CHARACTER, HEIGHT, LEFT, WIDTH, Axes, text, ticks
-from mimbench.report.text import number
+from mimbench.report.text import cut, number
 
 LINE = 18  # height of a name
 NAMES = 20  # characters of a name, beyond them it is cut
@@ -29,7 +29,7 @@ def critical_difference(comparison: Comparison) -> Markup:
     spans = [(place[group[0]], place[group[-1]]) for group in comparison.groups]
     lanes = _lanes(spans)
     beside = 12 + LANE * (max(lanes, default=-1) + 1)  # room for the bars
-    left = 12 + 1.1 * CHARACTER * max(len(_short(name)) for name in names)
+    left = 12 + 1.1 * CHARACTER * max(len(cut(name, NAMES)) for name in names)
     right = max(WIDTH - beside, left + 120)
     width = right + beside
     top, bottom = 34, 34 + LINE * len(names)
@@ -58,7 +58,7 @@ def critical_difference(comparison: Comparison) -> Markup:
     parts.append(text(x(1), 10, f"critical difference {number(comparison.critical_difference)}", "axis"))
     for i, (name, mean) in enumerate(zip(names, means, strict=True)):
         y = top + LINE * (i + 0.5)
-        parts.append(text(left - 8, y + 4, _short(name), "name end"))
+        parts.append(text(left - 8, y + 4, cut(name, NAMES), "name end"))
         parts.append(
             Markup(
                 '<circle class="method" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>'
@@ -82,10 +82,6 @@ def _lanes(spans: Sequence[tuple[int, int]]) -> list[int]:
         ends[lane : lane + 1] = [last]
         lanes.append(lane)
     return lanes
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= NAMES else name[: NAMES - 1] + "…"
 
 
 def profile(profile: Profile, names: Sequence[str]) -> Markup:
@@ -117,5 +113,5 @@ def profile(profile: Profile, names: Sequence[str]) -> Markup:
         parts.append(Markup('<path class="{}" d="{}"><title>{}</title></path>').format(kind, path, name))
         x, y = LEFT + (WIDTH - LEFT) / 2 * (i % 2), HEIGHT + LINE * (i // 2) + 8
         parts.append(Markup('<path class="{}" d="M{:.1f} {:.1f}h28"/>').format(kind, x, y))
-        parts.append(text(x + 34, y + 4, _short(name), "name"))
+        parts.append(text(x + 34, y + 4, cut(name, NAMES), "name"))
     return Markup("").join([*parts, Markup("</svg>")])

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from mimbench.report.axes import BOTTOM, RIGHT, TOP, WIDTH, Axes, text, ticks
 from mimbench.report.findings import Arm, Task
+from mimbench.report.text import cut
 
 NAMES = 168  # of the figure's width, left of a dot plot
 STEP = 30  # between its lines
@@ -77,8 +78,7 @@ def _dots(task: Task, best: Collection[Arm], levels: Sequence[Level], axis_label
         parts.append(text(at(value), TOP - 2, name, "axis middle"))
     for line, arm in enumerate(task.arms):
         cell, y = task.cell(arm), TOP + STEP * (line + 0.5)
-        name = arm.value if len(arm.value) <= LETTERS else arm.value[: LETTERS - 1] + "…"
-        parts.append(text(NAMES - 8, y + 4, name, "name end"))
+        parts.append(text(NAMES - 8, y + 4, cut(arm.value, LETTERS), "name end"))
         if not math.isnan(cell.low):
             span = (at(cell.low), y, at(cell.high))
             parts.append(Markup('<path class="error" d="M{:.1f} {:.1f}H{:.1f}"/>').format(*span))

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from mimbench.report.text import cut
+
 WIDTH, HEIGHT = 420, 280  # of a figure: small enough to be read at the width of a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 42
 CHARACTER = 7.2  # width of one at the size of names, on average
+LONGEST = 24  # characters of a name
 
 
 def text(x: float, y: float, words: str, kind: str) -> Markup:
@@ -109,7 +112,7 @@ class Axes:
 
         leftwards: left of the place, if there is room; by default right of it.
         """
-        words = words if len(words) <= 24 else words[:23] + "…"
+        words = cut(words, LONGEST)
         width = CHARACTER * len(words)
         y += 4
         right, left = x + 8, x - 8 - width

@@ -44,6 +44,11 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def cut(name: str, most: int) -> str:
+    """``name`` in at most ``most`` characters."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def short(name: str) -> str:
     """A name that fits a cell: of a very long one the beginning and the end, which tell it apart."""
     return name if len(name) <= 160 else f"{name[:100]}…{name[-40:]}"

@@ -63,7 +63,7 @@ def measures(found: Sequence[Record]) -> tuple[Measure, ...]:
         Measure(
             protocol=name,
             version=version,
-            metric=str(group[0].facts.get("metric") or next(iter(group[0].metrics), "")),
+            metric=group[0].metric,
             summary=str(group[0].facts.get("summary", "")),
             candidates=max(len(record.selection.get("candidates", ())) for record in group),
             rules=tuple(dict.fromkeys(rule for r in group if (rule := r.selection.get("rule")))),

@@ -58,9 +58,9 @@ def gap(a: Sequence[Record], b: Sequence[Record], rows: Sequence[Sequence[float]
     a, b: done evaluations, one a seed. rows: what else tells of the spread over seeds, each the scores of one
     row under several seeds.
     """
-    metrics = {record.facts.get("metric") or next(iter(record.metrics), "") for record in (*a, *b)}
+    metrics = {record.metric for record in (*a, *b)}
     if len(metrics) != 1 or "" in metrics:
-        return "they are measured by different metrics: " + " and ".join(sorted(map(str, metrics)))
+        return "they are measured by different metrics: " + " and ".join(sorted(metrics))
     tested = {_tested(record) for record in (*a, *b)}
     if len(tested) > 1:
         return "they were tested on different images"
@@ -109,13 +109,10 @@ def difference_interval(
         mine, theirs = (
             stats.stack_hits(side).mean(axis=0) if hits else stats.mean_values(side) for side in (a, b)
         )
-        apart = mine - theirs
-        n, middle = len(apart), float(apart.mean())
-        error = float(apart.std(ddof=1)) / n**0.5 if n > 1 else math.nan
+        middle, error, n = stats.student(mine - theirs)
     else:
-        moved = jackknife.leave_out(a) - jackknife.leave_out(b)
-        n, middle = len(moved), jackknife.score(a) - jackknife.score(b)
-        error = float(np.sqrt((n - 1) * np.mean((moved - moved.mean()) ** 2)))
+        middle, error = jackknife.difference(a, b)
+        n = jackknife.groups(a[0].n)
     if not error > 0:
         return (middle, middle) if error == 0 else (math.nan, math.nan)
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error

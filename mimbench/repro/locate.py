@@ -106,9 +106,8 @@ def _trained_for_it(content: dict[str, Any]) -> bool:
 
 def _metric(record: Record) -> Iterator[str]:
     """What its headline number says against its outcomes."""
-    facts = record.facts
-    name = facts.get("metric") or next(iter(record.metrics), "")
-    if not facts.get("ranked", True) or name not in record.metrics:
+    name = record.metric
+    if not record.facts.get("ranked", True) or name not in record.metrics:
         return
     try:
         counted = unpack(record.outcomes).score

@@ -19,6 +19,7 @@ from scipy.cluster.hierarchy import dendrogram
 
 from mimbench.files import make_folder, write_atomically
 from mimbench.report.sheet import csv_text
+from mimbench.report.text import cut
 from mimbench.survey import words
 from mimbench.survey.clusters import SURVEY, VARIANTS
 from mimbench.survey.page import render
@@ -109,7 +110,7 @@ def _clusters(
 
 def _short(title: str) -> str:
     flat = " ".join("".join(c if c.isprintable() else " " for c in title).split())
-    return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
+    return cut(flat, LONGEST)
 
 
 def _png(figure: Figure) -> bytes:
