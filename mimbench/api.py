@@ -164,11 +164,12 @@ def _check_folder(folder: Path) -> None:
 
 def _open_data(request: Request, watch: Watch) -> list[Dataset]:
     from mimbench.data import open_dataset
+    from mimbench.plan import RELEASED_SIZE
+    from mimbench.variants import asks_for_released
 
+    size = request.image_size or (RELEASED_SIZE if asks_for_released(request) else None)
     return [
-        open_dataset(
-            spec, image_size=request.image_size, skip_broken=request.skip_broken, report=watch.progress
-        )
+        open_dataset(spec, image_size=size, skip_broken=request.skip_broken, report=watch.progress)
         for spec in dict.fromkeys(request.data)
     ]
 
@@ -205,6 +206,8 @@ def _check_builds(plan: Plan, workshop: Workshop, done: Collection[str]) -> None
     seen = set()
     for job in plan:
         if job.kind == "evaluate" or job.id in done or job.content["variant"] in seen:
+            continue
+        if "released" in job.content:  # read and found to fit when it was converted
             continue
         seen.add(job.content["variant"])
         try:

@@ -60,6 +60,20 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> 
     return hashlib.sha256(content).hexdigest()
 
 
+def write_tensors(
+    path: Path,
+    shapes: Mapping[str, torch.Size],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, Any],
+) -> str:
+    """``save_weights`` for named tensors that come one by one, as ``shapes`` announces them."""
+    state = {name: tensor.contiguous() for name, tensor in tensors}
+    assert {name: tensor.shape for name, tensor in state.items()} == dict(shapes)
+    content = to_safetensors(state, {"mimbench": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
+    write_atomically(Path(path), lambda file: file.write(content))
+    return hashlib.sha256(content).hexdigest()
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State dict and metadata of a file: ours (safetensors), or a foreign safetensors or PyTorch file.
 
@@ -91,6 +105,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "upgrade mimbench"
         )
     return state, metadata
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file of ours, {} of a foreign file. UserError as ``read_weights``."""
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}; check the path")
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("mimbench", "{}")))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); make it again") from error
 
 
 def load_weights(

@@ -220,7 +220,8 @@ def show_places(places: Sequence[tuple[str, Path]], console: Console) -> None:
 
 def _show_plan(result: Result, console: Console) -> None:
     plan, done = result.plan, {job.id for job in result.summary.done}
-    console.print(Text(plan.setting.label, style="bold"), soft_wrap=True)
+    for setting in plan.settings:
+        console.print(Text(setting.label, style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("job", overflow="fold")
     table.add_column("state", no_wrap=True)

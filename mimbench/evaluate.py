@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -46,12 +46,12 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
         features=FeatureStore(workshop.ledger.folder / "features", fabric, workshop.workers),
         seed=content["seed"],
         report=report,
-        readout=registry.find_method(content["method"]).card.readout,
+        readout=readout_of(content),
         fabric=fabric,
         folder=scratch,
         workers=workshop.workers,
         micro_batch=workshop.micro_batch,
-        alignment=partial(_alignment, content["method"], workshop.ledger.weights(need)),
+        alignment=partial(_alignment, content, workshop.ledger.weights(need)),
     )
     together = protocol.collective or fabric.world_size == 1
     run = _checked if together else _led
@@ -74,9 +74,16 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
     }
 
 
-def _alignment(method: str, folder: Path) -> Linear | None:
+def readout_of(content: Mapping[str, Any]) -> Readout:
+    """What the authors read off the encoder that a job is about."""
+    if said := content.get("released", {}).get("readout"):
+        return Readout.model_validate(said)
+    return registry.find_method(content["method"]).card.readout
+
+
+def _alignment(content: Mapping[str, Any], folder: Path) -> Linear | None:
     """The method's layer of that name, out of what its training wrote."""
-    name = registry.find_method(method).alignment
+    name = None if "released" in content else registry.find_method(content["method"]).alignment
     if name is None:
         return None
     state, _ = checkpoint.read_weights(folder / METHOD_FILE)

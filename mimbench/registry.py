@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mimbench.data.sources import Listing
     from mimbench.method import Method
     from mimbench.protocol import Protocol
+    from mimbench.weights.origin import Origin
 
 GROUPS = {
     "method": "mimbench.methods",
@@ -177,6 +178,25 @@ def _backbones() -> list[tuple[re.Pattern[str], Callable[..., nn.Module]]]:
                 "fix or uninstall its package"
             ) from error
     return found
+
+
+@cache
+def origins() -> dict[str, Origin]:
+    """All families of released files by key: the modules of ``method_zoo.weights``."""
+    package = "method_zoo.weights"
+    table: dict[str, Origin] = {}
+    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{module_info.name}")
+        if hasattr(module, "ORIGIN"):
+            _add(table, "origin", module.ORIGIN.key, module.ORIGIN)
+    return dict(sorted(table.items()))
+
+
+def find_origin(key: str) -> Origin:
+    """The origin called ``key``; raises UnknownNameError with near matches."""
+    if key not in origins():
+        raise unknown("family of released files", key, origins())
+    return origins()[key]
 
 
 def load_tokenizer(path: Path) -> nn.Module:

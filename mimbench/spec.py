@@ -205,19 +205,23 @@ class Card(Spec):
         return {**self.content(), "recipe": self.recipe.source if self.recipe else None}
 
 
-class Budget(Spec):
-    """How long pre-training lasts."""
+AS_RELEASED = "as released"
 
-    unit: Literal["epochs", "images", "flops", "hours"] = "epochs"
+
+class Budget(Spec):
+    """How long pre-training lasts; "released": somebody else's did, each as it was."""
+
+    unit: Literal["epochs", "images", "flops", "hours", "released"] = "epochs"
     amount: float = Field(gt=0)
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        return AS_RELEASED if self.unit == "released" else f"{self.amount:g} {self.unit}"
 
 
 LABEL = (
     "{data} · {image_size} px · {backbone} · {budget} · {recipe} recipe · batch {batch_size} · {precision}"
 )
+LABEL_RELEASED = "{data} · {image_size} px · {backbone} · released weights · {precision}"
 
 
 class Setting(Spec):
@@ -228,9 +232,19 @@ class Setting(Spec):
     image_size: int = Field(gt=0)
     backbone: str
     budget: Budget
-    recipe: Literal["paper", "shared"]
-    batch_size: int = Field(gt=0)  # effective: over accumulation and processes
+    recipe: Literal["paper", "shared", "released"]
+    batch_size: int = Field(ge=0)  # effective: over accumulation and processes; 0 as released
     precision: Literal["fp32", "bf16", "fp16"]
+
+    @classmethod
+    def of_released(cls, **known: Any) -> Setting:
+        """The setting of weights that others trained: what of it was ours to hold equal is ``known``."""
+        return cls(budget=Budget(unit="released", amount=1), recipe="released", batch_size=0, **known)
+
+    @property
+    def released(self) -> bool:
+        """Whether its rows were trained elsewhere, each by its own recipe and for as long as it was."""
+        return self.budget.unit == "released"
 
     def identity(self) -> dict[str, Any]:
         """What decides results: all but the dataset's name, which a moved folder changes."""
@@ -238,11 +252,12 @@ class Setting(Spec):
 
     @property
     def label(self) -> str:
-        return LABEL.format(**self.words())
+        return (LABEL_RELEASED if self.released else LABEL).format(**self.words())
 
     def words(self) -> dict[str, str]:
         """Its fields as people read them."""
-        return {name: str(value) for name, value in self}
+        words = {name: str(value) for name, value in self}
+        return words | ({"recipe": AS_RELEASED, "batch_size": AS_RELEASED} if self.released else {})
 
 
 class Job(Frozen):

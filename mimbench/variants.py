@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from mimbench import registry, settings
 from mimbench.download import fetch
 from mimbench.errors import UserError, unknown
+from mimbench.request import BUDGETS
 from mimbench.spec import External
+from mimbench.weights.given import Given, is_given, resolve
 
 if TYPE_CHECKING:
     from mimbench.method import Method
@@ -32,13 +34,15 @@ class WeightsFile:
 class Variant:
     """One method with its settings: a row of the table.
 
-    provided: what each keyword of the class's ``needs`` gets, where it gets something.
+    provided: what each keyword of the class's ``needs`` gets, where it gets something. backbone: that of
+    the released weights beside which it stands as a floor; None: the request's.
     """
 
     cls: type[Method]
     settings: dict[str, Any]
     label: str
     provided: Mapping[str, Variant | WeightsFile] = field(default_factory=dict)
+    backbone: str | None = None
 
     @property
     def key(self) -> str:
@@ -93,6 +97,44 @@ class Variant:
         return content
 
 
+@dataclass(frozen=True)
+class Released:
+    """Weights that somebody else trained, or the same encoder with random ones: a row of the table."""
+
+    given: Given
+    untrained: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"random[like={self.given.label}]" if self.untrained else self.given.label
+
+    @property
+    def backbone(self) -> str:
+        return str(self.given.config["name"])
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {self.given.key: self.given.path}
+
+    def content(self) -> dict[str, Any]:
+        """What of a job's content it decides."""
+        release = self.given.release
+        trained_on = release.get("data", "")
+        epochs = f"{release['epochs']:g} epochs" if release.get("epochs") else ""
+        known = ", ".join(part for part in (trained_on, epochs, release.get("learned_from", "")) if part)
+        return {
+            "method": "random" if self.untrained else self.given.method,
+            "variant": self.label,
+            "settings": {},
+            "method_version": 1,
+            "role": "floor" if self.untrained else "method",
+            "external": "none" if self.untrained else release.get("external", "none"),
+            "parity": "baseline" if self.untrained else "released",
+            **({"sources": known} if known and not self.untrained else {}),
+            "released": {"key": self.given.key, "untrained": self.untrained, **self.given.identity},
+        }
+
+
 @dataclass
 class Assignments:
     """What ``--set`` gave, by owner; remembers which owners were met."""
@@ -118,9 +160,13 @@ class Assignments:
                 )
 
 
-def choose_variants(request: Request, labelled: bool, assigned: Assignments) -> list[Variant]:
+def choose_variants(
+    request: Request, labelled: bool, assigned: Assignments
+) -> list[Variant] | list[Released | Variant]:
     """The variants a request names, floor rows before them and ceiling rows after them."""
     wanted = settings.parse_methods(",".join(request.methods))
+    if asks_for_released(request):
+        return _released(request, wanted, assigned)
     if request.baselines:
         listed = {item.key for item in wanted if not item.given}  # a variant does not stand in for it
         for key, cls in registry.methods().items():
@@ -138,6 +184,82 @@ def choose_variants(request: Request, labelled: bool, assigned: Assignments) -> 
         if name not in builder.used:
             raise UserError(f"--{name} {source}: no method of this run has a {name}; leave it out")
     return list({variant.label: variant for variant in variants}.values())
+
+
+def asks_for_released(request: Request) -> bool:
+    """Whether a request is of weights that somebody else trained.
+
+    Raises UserError where it also names methods to train: the two have no setting in common.
+    """
+    wanted = settings.parse_methods(",".join(request.methods))
+    given = [item.key for item in wanted if is_given(item.key)]
+    trained = [item.key for item in wanted if not is_given(item.key) and _role(item) != "floor"]
+    if given and trained:
+        raise UserError(
+            f"{given[0]} is trained already and {trained[0]} would be trained here, so that they have no "
+            "setting in common and stand in no table together; run them apart (the same --out puts both on "
+            "one page)"
+        )
+    return bool(given) or any(is_given(str(item.given.get("like", ""))) for item in wanted)
+
+
+def _role(item: settings.Wanted) -> str:
+    return registry.find_method(item.key).card.role
+
+
+def _released(
+    request: Request, wanted: Sequence[settings.Wanted], assigned: Assignments
+) -> list[Released | Variant]:
+    """Rows of released weights; before them raw pixels, and each of their architectures untrained."""
+    for name in ("backbone", *BUDGETS, "tokenizer", "teacher"):
+        if getattr(request, name) is not None:
+            raise UserError(
+                f"--{name} says how to pre-train, and these weights are trained already; leave it out"
+            )
+    rows: list[Released] = []
+    for item in wanted:
+        like = str(item.given.get("like", ""))
+        if is_given(item.key):
+            if item.given:
+                raise UserError(
+                    f"{item.key} is trained already and takes no settings; leave the brackets out"
+                )
+            rows.append(Released(resolve(item.key)))
+        elif is_given(like):
+            rows.append(Released(resolve(like), untrained=True))
+    by_label: dict[str, Released] = {}
+    for row in rows:
+        if by_label.setdefault(row.label, row).given.key != row.given.key:
+            raise UserError(
+                f"two files are called {row.label}; give one a name of its own, as in mine=file:PATH"
+            )
+    if request.baselines:
+        for row in list(by_label.values()):
+            alike = [r for r in by_label.values() if r.untrained and r.given.config == row.given.config]
+            if not alike:
+                floor = Released(row.given, untrained=True)
+                by_label[floor.label] = floor
+    floors = [row for row in by_label.values() if row.untrained]
+    methods = [row for row in by_label.values() if not row.untrained]
+    pixels = [
+        replace(variant, backbone=backbone)
+        for backbone in dict.fromkeys(row.backbone for row in by_label.values())
+        for variant in _pixels(request, wanted, assigned)
+    ]
+    return [*pixels, *floors, *methods]
+
+
+def _pixels(request: Request, wanted: Sequence[settings.Wanted], assigned: Assignments) -> list[Variant]:
+    named = [item for item in wanted if not is_given(item.key) and "like" not in item.given]
+    if request.baselines and not named:
+        named = [settings.Wanted("pixels", {})]
+    for item in named:
+        if item.key != "pixels":
+            raise UserError(
+                f"{item.key} beside released weights: say whose architecture, as in random[like=mae@vit_base]"
+            )
+    builder = _Builder(assigned, labelled=True)
+    return [builder.row(item, {}) for item in named]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from mimbench.cost import Cost
 from mimbench.errors import UserError
 from mimbench.ledger import FED_ON, Ledger
 from mimbench.precision import make_fabric
+from mimbench.processes import on_first
 from mimbench.progress import Progress
 from mimbench.provenance import environment
 from mimbench.spec import Job, Recipe, Record, Setting
@@ -90,6 +91,11 @@ class Workshop:
 
     def _pretrain(self, job: Job, report: Report) -> dict[str, Any]:
         """Fields of the record of a pretrain or tokenizer job."""
+        if "released" in job.content:
+            from mimbench.weights.adopt import adopt
+
+            path = self.files[job.content["released"]["key"]]
+            return on_first(self.fabric, lambda: adopt(job, path, self.ledger.weights(job.id)))
         needs = {need: self.product(need) for need in job.needs}
         method = self.method(job)
         trained = pretrain(

@@ -1,4 +1,4 @@
-"""Backbones by name: ``vit_{micro,tiny,small,base,large}_patch{P}`` and ``pixels``."""
+"""Backbones by name: ``vit_{micro,tiny,small,base,large,huge,giant}_patch{P}`` and ``pixels``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},  # ViT (arXiv:2010.11929), as large
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+    "giant": {"embed_dim": 1408, "depth": 40, "num_heads": 16},  # ViT-g (arXiv:2106.04560)
 }
 NAMES = rf"pixels|vit_({'|'.join(SIZES)})_patch[1-9]\d*"  # a regular expression of all it builds
 

@@ -150,7 +150,7 @@ class Again:
             left = [jobs[need] for job in left for need in job.needs if need not in wanted]
             wanted |= {job.id for job in left}
         chosen = tuple(job for job in self.plan if job.id in wanted)
-        return Plan(self.plan.setting, chosen, self.plan.files)
+        return Plan(self.plan.settings, chosen, self.plan.files)
 
 
 def plan_again(record: Record, datasets: Sequence[Dataset], files: Mapping[str, Path]) -> Again:

@@ -34,9 +34,9 @@ class TrainedRow:
     @property
     def readout(self) -> Readout:
         """What the authors read off their encoder, from the method's card."""
-        from mimbench.registry import find_method
+        from mimbench.evaluate import readout_of
 
-        return find_method(self.record.content["method"]).card.readout
+        return readout_of(self.record.content)
 
     @property
     def setting(self) -> Setting:

@@ -64,6 +64,7 @@ LOWER_FLOOR = {
     "trainee",
     "watching",
     "schedule",
+    "weights",  # of which the entry and the origin
 }
 MODULES = sorted(
     path for part in ("mimbench", "method_zoo", "protocols") for path in (ROOT / part).rglob("*.py")
@@ -113,6 +114,8 @@ def test_methods_and_protocols_stand_on_the_lower_floor_alone(part):
     own = [(file, name.split(".")[1]) for file, name in edges(part) if name.split(".")[0] == "mimbench"]
     assert own
     assert [edge for edge in own if edge[1] not in LOWER_FLOOR] == []
+    of_weights = [edge for edge in edges(part) if edge[1].startswith("mimbench.weights.")]
+    assert {edge[1].split(".")[2] for edge in of_weights} <= {"entry", "origin"}
 
 
 def test_nothing_imports_torchvision_timm_or_torchmetrics_before_the_compatibility_module():

@@ -1,0 +1,51 @@
+"""The catalogue: every released file that mimbench knows, and what is told of it. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+import yaml
+from pydantic import ValidationError
+
+from mimbench.errors import UserError, unknown
+from mimbench.weights.entry import Entry
+
+FOLDER = "catalogue"  # of the package ``method_zoo.weights``; one YAML file a method, a list of entries
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """All entries by name, methods in the order of the alphabet, a method's in the order of its file."""
+    folder = files("method_zoo.weights") / FOLDER
+    found: dict[str, Entry] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".yaml"):
+            for entry in read(path):
+                if entry.name in found:
+                    raise UserError(f"two entries of the catalogue are called {entry.name}; rename one")
+                found[entry.name] = entry
+    return found
+
+
+def read(path: Traversable) -> list[Entry]:
+    """The entries of one file. Raises UserError for what is no entry, naming it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        listed = content if isinstance(content, list) else [content]
+        return [Entry.model_validate(item) for item in listed]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path.name}: {where}: {first['msg']}; correct the entry") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name} is not valid YAML: {error}; correct it") from error
+
+
+def find_entry(name: str) -> Entry:
+    """The entry called ``name``; raises UnknownNameError with near matches."""
+    if name not in entries():
+        same = [known for known in entries() if known.partition("@")[0] == name.partition("@")[0]]
+        raise unknown("released weights", name, same or entries(), "mimbench weights list lists all")
+    return entries()[name]
