@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from mimbench import __version__
 from mimbench.commands import repro
+from mimbench.commands.doctor import doctor_app
 from mimbench.commands.experiments import experiments_app
 from mimbench.commands.leaderboard import leaderboard
 from mimbench.commands.published import published
@@ -65,6 +66,7 @@ app.add_typer(
     experiments_app, name="experiments", help="List the survey's questions as experiments, or print one."
 )
 app.add_typer(taxonomy_app, name="taxonomy", help="Draw the survey's taxonomy of the methods.")
+app.add_typer(doctor_app, name="doctor", help="Look at the installation, or at weights.")
 app.add_typer(data_app, name="data", help="Look at datasets.")
 
 
@@ -227,16 +229,6 @@ def data_check(
     report, sound = data_report(spec)
     Console().print(report)
     raise typer.Exit(0 if sound else 1)
-
-
-@app.command()
-def doctor() -> None:
-    """Say what is installed, which device and precision runs use, what is missing and how to get it."""
-    from mimbench.catalogue import doctor_report
-
-    report, healthy = doctor_report()
-    Console().print(report)
-    raise typer.Exit(0 if healthy else 1)
 
 
 app.command()(repro.report)

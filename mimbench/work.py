@@ -95,7 +95,9 @@ class Workshop:
             from mimbench.weights.adopt import adopt
 
             path = self.files[job.content["released"]["key"]]
-            return on_first(self.fabric, lambda: adopt(job, path, self.ledger.weights(job.id)))
+            return on_first(
+                self.fabric, lambda: adopt(job, path, self.ledger.weights(job.id), self.fabric.device)
+            )
         needs = {need: self.product(need) for need in job.needs}
         method = self.method(job)
         trained = pretrain(

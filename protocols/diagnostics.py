@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from mimbench import rng
 from mimbench.data.transforms import EvalTransform, TrainTransform
 from mimbench.errors import UserError
+from mimbench.geometry import effective_rank, linear_cka
 from mimbench.outcomes import Values
 from mimbench.progress import Progress
 from mimbench.protocol import Evaluation, Protocol, Surroundings, sampled
-from mimbench.similarity import linear_cka
 from mimbench.spec import Augmentation, Readout
 from protocols.parts.frozen import read
-from protocols.parts.geometry import attention_distance, effective_rank, uniformity
+from protocols.parts.geometry import attention_distance, uniformity
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset, Split

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mimbench.data import Dataset
 from mimbench.data.transforms import EvalTransform
+from mimbench.geometry import linear_cka
 from mimbench.progress import Progress
 from mimbench.protocol import sampled
 from mimbench.show.panels import Panel, Sheet, file_name
 from mimbench.show.rows import TrainedRow, jobs_of
-from mimbench.similarity import linear_cka
 
 IMAGES = 512
 BATCH = 64

@@ -11,20 +11,22 @@ import torch
 from mimbench import checkpoint
 from mimbench.cost import Cost, parameters
 from mimbench.encoder import Encoder
+from mimbench.evaluate import readout_of
 from mimbench.files import make_folder
-from mimbench.registry import build_backbone
-from mimbench.seeding import seeded_init
-from mimbench.spec import Job, Setting
+from mimbench.spec import Job, Readout, Setting
+from mimbench.weights.audit import audit, untrained
 
 
-def adopt(job: Job, path: Path, folder: Path) -> dict[str, Any]:
+def adopt(job: Job, path: Path, folder: Path, device: torch.device) -> dict[str, Any]:
     """Fields of the record of a job whose encoder is trained already. path: of a converted file."""
     released = job.content["released"]
     size = Setting.model_validate(job.content["setting"]).image_size
     metadata = checkpoint.read_metadata(path)
-    encoder = (
-        untrained(metadata, job.content["seed"]) if released["untrained"] else checkpoint.load_encoder(path)
-    )
+    if released["untrained"]:
+        config, mean, std = (metadata[name] for name in ("backbone_config", "mean", "std"))
+        encoder = untrained(config, mean, std, job.content["seed"])
+    else:
+        encoder = checkpoint.load_encoder(path)
     shown = encoder.resized(size)
     metadata = {**metadata, "backbone_config": shown.backbone.config}
     make_folder(folder)
@@ -33,12 +35,15 @@ def adopt(job: Job, path: Path, folder: Path) -> dict[str, Any]:
     return {
         "product": {name: checkpoint.save_weights(folder / name, shown.backbone, metadata)},
         "cost": Cost(parameters_encoder=count, parameters_total=count).content(),
-        "facts": {"release": {} if released["untrained"] else metadata.get("release", {})},
+        "facts": {} if released["untrained"] else _facts(shown, metadata, readout_of(job.content), device),
     }
 
 
-def untrained(metadata: Mapping[str, Any], seed: int) -> Encoder:
-    """The encoder of a converted file as it would be initialised."""
-    with seeded_init(seed), torch.device("cpu"):
-        backbone = build_backbone(**metadata["backbone_config"])
-    return Encoder(backbone, metadata["mean"], metadata["std"])
+def _facts(
+    encoder: Encoder, metadata: Mapping[str, Any], readout: Readout, device: torch.device
+) -> dict[str, Any]:
+    """Where the weights come from, what of the file was used, and what their tokens look like."""
+    return {
+        "release": metadata.get("release", {}),
+        "audit": audit(encoder.to(device), readout).content(),
+    }

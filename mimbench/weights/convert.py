@@ -44,13 +44,15 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
     source, way = Path(source), find_origin(origin or entry.origin)
     containers = way.containers if entry.container is None else (entry.container,)
     state = foreign.state_dict(foreign.read(source), containers, source)
-    shapes = {name: tensor.shape for name, tensor in state.items()}
+    shapes = _Shapes({name: tensor.shape for name, tensor in state.items()})
+    shapes.what = f"{source.name}, read as {entry.name} ({way.key} layout),"
     config = way.config(entry)
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in build_backbone(**config).state_dict().items()}
     conversion = way.convert(shapes, entry)
-    _check_names(conversion, shapes, wanted, f"{source.name}, read as {entry.name} ({way.key} layout),")
+    _check_names(conversion, shapes, wanted)
     _check_tables(conversion, state, source.name)
+    used = tuple(dict.fromkeys(name for made in conversion.made.values() for name in made.of))
     metadata = {
         "backbone_config": config,
         "mean": list(entry.mean),
@@ -69,17 +71,26 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
             "file_sha256": checkpoint.sha256(source),
             "origin": way.key,
             "origin_version": way.version,
+            "used": list(used),
             "dropped": dict(conversion.dropped),
             "fresh": dict(conversion.fresh),
         },
     }
     tensors = _tensors(conversion, state, wanted, config, source.name)
     sha256 = checkpoint.write_tensors(target, wanted, tensors, metadata)
-    used = tuple(dict.fromkeys(name for made in conversion.made.values() for name in made.of))
     return Converted(target, sha256, used, conversion.dropped, conversion.fresh)
 
 
-def _check_names(conversion: Conversion, shapes: Shapes, wanted: Shapes, what: str) -> None:
+class _Shapes(dict[str, Size]):
+    """Shapes of a file's tensors; asked for one that it lacks, it says so as a user's mistake."""
+
+    what: str
+
+    def __missing__(self, name: str) -> Size:
+        raise UserError(f"{self.what} lacks {name}; name the entry that it belongs to")
+
+
+def _check_names(conversion: Conversion, shapes: _Shapes, wanted: Shapes) -> None:
     used = {name for made in conversion.made.values() for name in made.of}
     known = used | conversion.dropped.keys() | conversion.tables.keys()
     faults = [
@@ -97,7 +108,7 @@ def _check_names(conversion: Conversion, shapes: Shapes, wanted: Shapes, what: s
     ]
     if faults:
         said = " and ".join(f"{said} {listed(names)}" for names, said in faults)
-        raise UserError(f"{what} {said}; name the entry that it belongs to")
+        raise UserError(f"{shapes.what} {said}; name the entry that it belongs to")
 
 
 def listed(names: Iterable[str]) -> str:

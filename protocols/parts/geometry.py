@@ -5,22 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RANKME_EPS = 1e-7  # of RankMe's formula, for float32 features
-
-
-def effective_rank(features: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, arXiv:2210.02885, eq. 2-3) of features [N, D], between 1 and min(N, D).
-
-    exp of the entropy of the singular values as shares of their sum. 1 for features that never change.
-    """
-    count, width = features.shape
-    x = features.double()
-    # Singular values by the smaller of the two Gram matrices.
-    gram = x.T @ x if width <= count else x @ x.T
-    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    shares = values / values.sum().clamp(min=1e-300) + RANKME_EPS
-    return float(torch.exp(-(shares * shares.log()).sum()))
-
 
 def uniformity(unit: Tensor, block: int = 2048) -> float:
     """Uniformity (Wang & Isola 2020, arXiv:2005.10242, t = 2) of rows of length one, [N, D]: at most 0.

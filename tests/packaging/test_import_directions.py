@@ -55,7 +55,7 @@ LOWER_FLOOR = {
     "seeding",
     "settings",  # of a protocol that another one wraps
     "selection",
-    "similarity",
+    "geometry",
     "spec",
     "torchvision_compat",
     "train",

@@ -12,11 +12,11 @@ from torch import nn
 import mimbench.torchvision_compat  # noqa: F401
 from method_zoo.backbones.timm_vit import TimmViT
 from mimbench.encoder import Encoder
+from mimbench.geometry import effective_rank, linear_cka
 from mimbench.registry import build_backbone
-from mimbench.similarity import linear_cka
 from mimbench.spec import Readout
 from protocols.diagnostics import Diagnostics
-from protocols.parts.geometry import attention_distance, effective_rank, uniformity
+from protocols.parts.geometry import attention_distance, uniformity
 
 
 def features(count: int, width: int, seed: int = 0) -> torch.Tensor:

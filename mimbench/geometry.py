@@ -1,8 +1,11 @@
-"""How alike two sets of features of the same images are."""
+"""What the geometry of features says without any label: how many directions they fill, how alike two are."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+RANKME_EPS = 1e-7  # of RankMe's formula, for float32 features
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -20,3 +23,17 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         own = [(features.T @ features).square().sum() for features in (x, y)]
     scale = float((own[0] * own[1]).sqrt())
     return float(shared) / scale if scale > 0 else 0.0
+
+
+def effective_rank(features: Tensor) -> float:
+    """RankMe (Garrido et al. 2023, arXiv:2210.02885, eq. 2-3) of features [N, D], between 1 and min(N, D).
+
+    exp of the entropy of the singular values as shares of their sum. 1 for features that never change.
+    """
+    count, width = features.shape
+    x = features.double()
+    # Singular values by the smaller of the two Gram matrices.
+    gram = x.T @ x if width <= count else x @ x.T
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    shares = values / values.sum().clamp(min=1e-300) + RANKME_EPS
+    return float(torch.exp(-(shares * shares.log()).sum()))
