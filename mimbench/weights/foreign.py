@@ -15,18 +15,24 @@ from torch import Tensor
 from mimbench.errors import UserError
 
 
+class UnreadableError(UserError):
+    """A file that is no whole file of weights, so that another copy of it may help."""
+
+
 def read(path: Path) -> Any:
-    """The content of a foreign file: nested containers with tensors. UserError where it cannot be read."""
+    """The content of a foreign file: nested containers with tensors; UnreadableError where there is none."""
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+            raise UnreadableError(
+                f"{path} is not a readable safetensors file ({error}); fetch it again"
+            ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); fetch it again") from error
+        raise UnreadableError(f"{path} cannot be read ({reason}); fetch it again") from error
 
 
 def state_dict(content: Any, containers: Sequence[Sequence[str]], path: Path) -> Mapping[str, Tensor]:
