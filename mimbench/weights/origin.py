@@ -65,6 +65,11 @@ def config(entry: Entry, **options: Any) -> dict[str, Any]:
     return {"name": entry.backbone, "image_size": entry.image_size, **options, **entry.options}
 
 
+def within(prefix: str, rules: Rules) -> Rules:
+    """The rules for names behind a prefix, a regular expression without groups that capture."""
+    return [(prefix + pattern, ours) for pattern, ours in rules]
+
+
 def renamed(
     shapes: Shapes,
     rules: Rules,
