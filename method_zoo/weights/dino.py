@@ -36,7 +36,7 @@ def _convert(shapes: Shapes, entry: Entry) -> Conversion:
 ORIGIN = Origin(
     key="dino",
     version=1,
-    summary="facebookresearch/dino, bytedance/ibot and gkakogeorgiou/attmask: timm's names, learned positions",
+    summary="facebookresearch/dino, bytedance/ibot and gkakogeorgiou/attmask: timm's names",
     config=_config,
     convert=_convert,
     containers=(("teacher",), ("state_dict",), ()),

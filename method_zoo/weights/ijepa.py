@@ -30,7 +30,7 @@ def _convert(shapes: Shapes, entry: Entry) -> Conversion:
 ORIGIN = Origin(
     key="ijepa",
     version=1,
-    summary="facebookresearch/ijepa: timm's names, fixed sin-cos positions, no class token; the target encoder",
+    summary="facebookresearch/ijepa: timm's names, sin-cos positions, no class token; the target encoder",
     config=_config,
     convert=_convert,
     containers=(("target_encoder",),),
