@@ -227,7 +227,7 @@ class ViT(Transformer):
         for i, block in enumerate(self.blocks):
             bias = biases[i % len(biases)] if biases else None
             if i + 1 in edits:
-                x = torch.cat([x[:, : self.prefix], edits[i + 1](x[:, self.prefix :])], dim=1)
+                x = torch.cat([x[:, : self.leading], edits[i + 1](x[:, self.leading :])], dim=1)
             taps.setdefault(-self.depth - 1, x)
             if attention and i == self.depth - 1:
                 probabilities = attention_probabilities(block, x, bias)
@@ -295,4 +295,4 @@ class ViT(Transformer):
         self.config["mask_token"] = False
 
     def _split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        return (x[:, 0] if self.prefix else None), x[:, self.prefix :]
+        return (x[:, 0] if self.prefix else None), x[:, self.leading :]

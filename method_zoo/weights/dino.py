@@ -26,7 +26,8 @@ DROPPED = {
 
 
 def _config(entry: Entry) -> dict[str, Any]:
-    return config(entry, positions="learned", cls_token=True, init="dino")
+    # The last option is of the class that resizes positions as DINO's code does, see ``RegisterViT``.
+    return config(entry, positions="learned", cls_token=True, init="dino", interpolate_antialias=False)
 
 
 def _convert(shapes: Shapes, entry: Entry) -> Conversion:

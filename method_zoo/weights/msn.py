@@ -16,8 +16,11 @@ DROPPED = {
 
 
 def _config(entry: Entry) -> dict[str, Any]:
-    options = {"positions": "learned", "cls_token": True, "init": "dino", "interpolate_offset": 0.0}
-    return config(entry, **options)
+    resized = {
+        "interpolate_offset": 0.0,
+        "interpolate_antialias": False,
+    }  # as in the code, see ``RegisterViT``
+    return config(entry, positions="learned", cls_token=True, init="dino", **resized)
 
 
 def _convert(shapes: Shapes, entry: Entry) -> Conversion:

@@ -47,6 +47,17 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "one block": lambda: ours(depth=1, rel_pos="shared"),
     "capi": lambda: ours(positions="rope", registers=8, embed_dim=32),
     "rotary without registers": lambda: ours(positions="rope", registers=0, embed_dim=32, depth=1),
+    "dinov2": lambda: ours(
+        positions="learned",
+        registers=3,
+        mlp="swiglu",
+        layer_scale=0.1,
+        interpolate_offset=0.0,
+        interpolate_antialias=True,
+    ),
+    "registers and fixed positions, no class token": lambda: ours(
+        registers=2, cls_token=False, interpolate_offset=0.0, interpolate_antialias=True
+    ),
     "mage": with_tokens,
     "tokens and relative positions": lambda: with_tokens(rel_pos="shared"),
     "timm": lambda: of_timm("test_vit"),
