@@ -20,19 +20,11 @@ from torch import Tensor, nn
 
 from mimbench.encoder import Encoder
 from mimbench.errors import UserError
+from mimbench.files import sha256 as sha256
 from mimbench.files import write_atomically
 
 FORMAT = 1  # of both kinds of file; raised when an older reader would misread one
 ENCODER_FILE = "encoder.safetensors"
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _refuse_non_finite(state: Mapping[str, Tensor], what: str) -> None:
