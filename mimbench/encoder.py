@@ -109,7 +109,8 @@ class Backbone(Protocol):
         """Patterns of parameter names in timm's form, for ``timm.optim.param_groups_layer_decay``.
 
         Embeddings, positions and tokens are layer 0, block i is layer i + 1, the rest is matched by nothing,
-        which puts it into the last layer, depth + 1, together with a head's parameters.
+        which puts it into the last layer, depth + 1, together with a head's parameters. Blocks of a stem that
+        are layers, too, come between layer 0 and the first block.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Backbones by name: ``vit_{micro,tiny,small,base,large,huge,giant}_patch{P}`` and ``pixels``."""
+"""Backbones by name: ``vit_{micro,tiny,small,base,large,huge,giant}_patch{P}``, pyramids and ``pixels``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from method_zoo.backbones import convmae, hivit, mixmim
 from method_zoo.backbones.pixels import Pixels
 from method_zoo.backbones.register_vit import RegisterViT
 from method_zoo.backbones.rope_vit import RopeViT
@@ -24,7 +25,18 @@ SIZES: dict[str, dict[str, int]] = {
     "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
     "giant": {"embed_dim": 1408, "depth": 40, "num_heads": 16},  # ViT-g (arXiv:2106.04560)
 }
-NAMES = rf"pixels|vit_({'|'.join(SIZES)})_patch[1-9]\d*"  # a regular expression of all it builds
+# Pyramids, whose sizes have names of their own: class and sizes.
+PYRAMIDS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    name: (cls, sizes)
+    for cls, table in (
+        (convmae.ConvMAE, convmae.SIZES),
+        (hivit.HiViT, hivit.SIZES),
+        (mixmim.MixMIM, mixmim.SIZES),
+    )
+    for name, sizes in table.items()
+}
+# A regular expression of all that is built here.
+NAMES = rf"pixels|{'|'.join(PYRAMIDS)}|vit_({'|'.join(SIZES)})_patch[1-9]\d*"
 
 
 def build(name: str, image_size: int, **options: Any) -> nn.Module:
@@ -39,10 +51,13 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
     """
     if name == "pixels":
         return Pixels(name=name, image_size=image_size, **options)
+    if name in PYRAMIDS:
+        return _pyramid(name, image_size, **options)
     match = re.fullmatch(r"vit_([a-z]+)_patch([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         patch = match[2] if match else "16"
-        raise unknown("backbone", name, [*(f"vit_{size}_patch{patch}" for size in SIZES), "pixels"])
+        known = [*(f"vit_{size}_patch{patch}" for size in SIZES), *PYRAMIDS, "pixels"]
+        raise unknown("backbone", name, known)
     size, patch_size = SIZES[match[1]], int(match[2])
     check_image_size(name, patch_size, image_size)
     cls: type[nn.Module] = TokenViT if "tokenizer" in options else ViT
@@ -51,3 +66,12 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
     elif options.keys() & {"registers", "mlp", "interpolate_antialias"}:
         cls = RegisterViT
     return cls(name=name, image_size=image_size, patch_size=patch_size, **{**size, **options})
+
+
+def _pyramid(name: str, image_size: int, **options: Any) -> nn.Module:
+    """One of ``PYRAMIDS``, see ``build``."""
+    cls, sizes = PYRAMIDS[name]
+    if match := re.search(r"_patch(\d+)$", name):
+        check_image_size(name, int(match[1]), image_size)
+        sizes = {"patch_size": int(match[1]), **sizes}
+    return cls(name=name, image_size=image_size, **{**sizes, **options})

@@ -73,6 +73,7 @@ class TokenViT(ViT):
         mask: Tensor | None,
         fill: Literal["drop", "token"],
         edits: Mapping[int, Callable[[Tensor], Tensor]] = MappingProxyType({}),
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As of any ViT; hidden patches that are there hold the mask word."""
         if 0 in edits:

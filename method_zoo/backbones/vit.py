@@ -133,8 +133,8 @@ class ViT(Transformer):
             return self.pos_embed
         return interpolated(self.pos_embed, self.prefix, self.grid, grid, self.interpolate_offset)
 
-    def _embed(self, images: Tensor, kept: Tensor | None) -> Tensor:
-        """Embedded patches, [B, N, D], or of the kept ones only, [B, n, D]."""
+    def _embed(self, images: Tensor, kept: Tensor | None, keys: Tensor | None = None) -> Tensor:
+        """Embedded patches, [B, N, D], or of the kept ones only, [B, n, D]. keys: as of ``encode``."""
         # A convolution whose stride is its kernel is a matrix product over patches; taking the kept
         # patches before it spares the product of the others.
         patches = patchify(images, self.patch_size, order="channel")
@@ -170,7 +170,7 @@ class ViT(Transformer):
         to the embedded patches before positions are added, key k to those that enter the k-th block, 1 to
         depth.
         """
-        x, kept, tokens = self.embed(images, mask, fill, edits)
+        x, kept, tokens = self.embed(images, mask, fill, edits, keys)
         return self.transform(x, kept, tokens, layers, attention, keys=keys, edits=edits)
 
     def embed(
@@ -179,12 +179,13 @@ class ViT(Transformer):
         mask: Tensor | None,
         fill: Literal["drop", "token"],
         edits: Edits = NO_EDITS,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the first block gets of images, [B, T, D]; the patches that are there (``Encoded.kept``); the
         indices of the tokens that are, class token included. None where all are. See ``encode``."""
         grid = self._grid_of(images)
         kept = where(~mask) if mask is not None and fill == "drop" else None
-        x = self._embed(images, kept)
+        x = self._embed(images, kept, keys)
         if mask is not None and kept is None:
             if self.mask_token is None:
                 raise ValueError("fill='token' takes a backbone built with mask_token=True")
@@ -252,7 +253,7 @@ class ViT(Transformer):
 
     def enter(self, images: Tensor, keys: Tensor | None) -> Tensor:
         """See ``Transformer``."""
-        return self.embed(images, None, "drop")[0]
+        return self.embed(images, None, "drop", keys=keys)[0]
 
     def placing(self, leading: bool) -> Placing:
         """Attention biases, see ``Transformer``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -23,8 +24,8 @@ class LayerDecay:
     """Parameter groups of BEiT's layer-wise decay (arXiv:2106.08254), by the backbone's ``group_matcher``.
 
     The lr of embeddings is ``layer_decay`` ^ (depth + 1) of the base, of block i (from 0) ^ (depth - i), of
-    all else the base itself, as in ViTDet's and BEiT's code. Parameters of one dimension, and those the
-    backbone names, have no weight decay.
+    all else the base itself, as in ViTDet's and BEiT's code; the blocks of a stem that come before count on.
+    Parameters of one dimension, and those the backbone names, have no weight decay.
 
     paramwise_cfg: ``layer_decay``.
     """
@@ -45,6 +46,21 @@ class LayerDecay:
         return OPTIM_WRAPPERS.build(wrapper)
 
 
+HEAD = "(a head)"  # the name of a parameter that no backbone has
+
+
+class _Headed(nn.Module):
+    """Names of a backbone's parameters and of one behind it, which is of the last layer."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body
+
+    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.body.named_parameters()
+        yield HEAD, nn.Parameter()
+
+
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
@@ -53,7 +69,7 @@ def parameter_groups(
     The backbone is ``model.backbone.body``; what needs no gradient is left out.
     """
     body = model.backbone.body
-    layers = group_parameters(body, body.group_matcher(coarse=False), reverse=True)
+    layers = group_parameters(_Headed(body), body.group_matcher(coarse=False), reverse=True)
     undecayed = body.no_weight_decay()
     inside = {id(parameter): name for name, parameter in body.named_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -61,7 +77,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         name = inside.get(id(parameter))
-        scale = 1.0 if name is None else layer_decay ** (body.depth + 1 - layers[name])
+        scale = 1.0 if name is None else layer_decay ** (layers[HEAD] - layers[name])
         plain = parameter.ndim <= 1 or name in undecayed
         groups.setdefault((lr * scale, 0.0 if plain else weight_decay), []).append(parameter)
     return [

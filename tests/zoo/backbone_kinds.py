@@ -33,6 +33,11 @@ def with_tokens(**options: Any) -> nn.Module:
     return ours(8, tokenizer=tokenizer, **options)
 
 
+def pyramid(name: str, **options: Any) -> nn.Module:
+    """Patches of 16 pixels in an 80-pixel image."""
+    return build(name, 80, **{**TINY, "stem_depth": 2, **options})
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "mae": lambda: ours(mask_token=True),
     "mocov3": lambda: ours(
@@ -60,6 +65,12 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     ),
     "mage": with_tokens,
     "tokens and relative positions": lambda: with_tokens(rel_pos="shared"),
+    "hivit": lambda: pyramid("hivit_base_patch16"),
+    "itpn": lambda: pyramid(
+        "itpn_base_patch16", positions="learned", rel_pos="per_block", layer_scale=0.1, final_norm=True
+    ),
+    "a class token behind a stem": lambda: pyramid("itpn_large_patch16", cls_token=True, stem_depth=1),
+    "convmae": lambda: pyramid("convmae_base_patch16", stem_dims=[8, 16]),
     "timm": lambda: of_timm("test_vit"),
     "timm with a register, without class token": lambda: of_timm("test_vit2"),
     "timm's clip": lambda: of_timm("vit_xsmall_patch16_clip_224"),

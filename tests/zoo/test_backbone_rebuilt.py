@@ -163,6 +163,11 @@ def test_a_third_partys_backbone_that_cannot_be_rebuilt_is_a_sentence() -> None:
         Encoder(third, (0, 0, 0), (1, 1, 1)).attentions(torch.zeros(1, 3, 8, 8))
 
 
+def stem_blocks(backbone: Any) -> int:
+    """How many blocks come before those of the backbone's ``depth``."""
+    return len(list(backbone.stem_blocks())) if hasattr(backbone, "stem") else 0
+
+
 # Drop path --------------------------------------------------------------------------------------------
 
 
@@ -179,8 +184,8 @@ def test_drop_path_hangs_on_the_sample_and_not_on_its_batch(backbone: Any) -> No
     assert_close(whole[2:], everything(copy, x[2:], keys=keys[2:]))
     assert_close(maps[2:], copy.maps(x[2:], (-1,), window=3, keys=keys[2:])[0])
     assert_close(everything(copy.eval(), x, keys=keys), everything(backbone, x))
-    rates = copy.drop_rates()
-    np.testing.assert_allclose(rates, np.linspace(0, 0.6, copy.depth), atol=1e-6)
+    rates, before = copy.drop_rates(), stem_blocks(copy)
+    np.testing.assert_allclose(rates, np.linspace(0, 0.6, before + copy.depth)[before:], atol=1e-6)
     if copy.depth > 1:  # the rate grows from 0, so that a single block drops nothing
         assert not torch.allclose(whole, everything(copy.train(), x, keys=keys + 4))
 
@@ -233,18 +238,29 @@ class Wrapped(nn.Module):
         }
 
 
+def stages_of(backbone: Any) -> list[tuple[str, ...]]:
+    """Stage and number of each block of a stem that is a layer of its own, in order."""
+    if not getattr(backbone, "stem_decays", False):
+        return []
+    return [(str(i), str(j)) for i, stage in enumerate(backbone.stem) for j in range(len(stage))]
+
+
 def test_layer_decay_finds_depth_plus_two_learning_rates(backbone: Any) -> None:
     model = Wrapped(backbone.rebuilt())
     kept = {f"backbone.{name}" for name in model.backbone.no_weight_decay()}
     groups = param_groups_layer_decay(model, 0.05, kept, layer_decay=0.5)
-    depth, names = model.backbone.depth, {id(p): k for k, p in model.named_parameters()}
+    names = {id(p): k for k, p in model.named_parameters()}
+    stages = stages_of(model.backbone)
+    depth = model.backbone.depth + len(stages)
     layer = {names[id(p)]: -np.log2(g["lr_scale"]) for g in groups for p in g["params"]}
     decay = {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
     assert sorted(set(layer.values())) == list(range(depth + 2))
     for name, found in layer.items():
         parts = name.split(".")
         if parts[1] in ("blocks", "rel_pos"):
-            expected = depth - int(parts[2])  # block i is layer i + 1 of 0 to depth + 1
+            expected = model.backbone.depth - int(parts[2])  # block i is layer i + 1 of 0 to depth + 1
+        elif tuple(parts[2:4]) in stages:
+            expected = depth - stages.index(tuple(parts[2:4]))
         elif parts[0] == "head" or parts[1] == "norm":
             expected = 0
         else:

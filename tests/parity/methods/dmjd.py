@@ -11,7 +11,7 @@ from method_zoo.parts.patches import take, where
 from mimbench.method import Losses
 
 from ..adapter import Adapter, Config, Rules
-from ..convit import ConViT
+from ..convit import RULES, ConViT, sizes
 from ..records import Official
 
 
@@ -19,14 +19,7 @@ def _build(config: Config) -> DMJD:
     assert config["decoder_pred_dim"] == 108
     assert config["mim_loss"] == "l2"
     assert config["vis_loss"] == "smooth_l1(beta=2)"
-    assert len(set(config["mlp_ratio"])) == 1
-    backbone = ConViT(
-        config["img_size"][0],
-        config["embed_dim"],
-        config["depth"],
-        config["num_heads"],
-        config["mlp_ratio"][0],
-    )
+    backbone = ConViT(name="convmae_base_patch16", patch_size=16, **sizes(config))
     return DMJD(
         backbone,
         mask_ratio=config["mask_ratio"],
@@ -89,7 +82,7 @@ def _rules(config: Config) -> Rules:
         (r"decoder\.(blocks|norm)\.", r"model/decoder_\1."),
         (r"visible_head\.8\.", "model/predictor.0."),
         (r"visible_head\.", "model/proj_embed."),
-        (r"encoder\.", "model/"),
+        *RULES,
     ]
 
 
