@@ -23,9 +23,10 @@ from mimbench import checkpoint
 from mimbench.download import FetchError
 from mimbench.errors import UserError
 from mimbench.registry import find_origin, origins
-from mimbench.weights import given, obtain
+from mimbench.weights import cached, obtain
+from mimbench.weights.cached import convert_once, converted_path
 from mimbench.weights.entry import Entry, Mirror
-from mimbench.weights.given import converted_path, of_entry
+from mimbench.weights.given import of_entry
 from mimbench.weights.obtain import obtained
 
 from ..web import Web, serving
@@ -73,7 +74,7 @@ def test_an_entry_is_fetched_converted_and_its_original_deleted(web, tmp_path, o
 
 
 def test_an_original_is_kept_where_that_is_asked_for(web, tmp_path, official):
-    of_entry(entry(web.put("/mae.pth", official)), keep=True)
+    convert_once(entry(web.put("/mae.pth", official)), keep=True)
     assert originals(tmp_path) == ["mae.pth"]
 
 
@@ -203,8 +204,8 @@ def test_of_two_that_ask_at_once_one_converts_and_the_other_finds(web, official,
         together.wait(30)
         return of_entry(source, report=told.append).key
 
-    real = given.convert
-    monkeypatch.setattr(given, "convert", convert)
+    real = cached.convert
+    monkeypatch.setattr(cached, "convert", convert)
     with ThreadPoolExecutor(2) as threads:
         first, second = (threads.submit(get) for _ in range(2))
     assert first.result() == second.result()

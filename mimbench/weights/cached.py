@@ -1,0 +1,90 @@
+"""Released files as encoders of ours, in the cache: fetched, converted once, made anew when need be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mimbench import checkpoint
+from mimbench.data.cache import cache_folder
+from mimbench.download import FetchError
+from mimbench.errors import UserError
+from mimbench.files import locked
+from mimbench.progress import Progress, silent
+from mimbench.registry import find_origin
+from mimbench.weights.convert import convert
+from mimbench.weights.entry import Entry, Mirror
+from mimbench.weights.foreign import UnreadableError
+from mimbench.weights.obtain import by_hand, discard, obtained
+
+Report = Callable[[Progress], None]
+
+
+def convert_once(entry: Entry, report: Report = silent, keep: bool = False) -> Path:
+    """The converted file of an entry, fetched and made if need be; else nothing is asked of a network.
+
+    keep: the file as it was released, too; otherwise it is deleted once it is converted. Several processes
+    convert once. Raises UserError where no mirror has a file that can be read, naming each reason, and for a
+    file of another layout.
+    """
+    path = converted_path(entry)
+    if not is_current(path, entry):
+
+        def waits() -> None:
+            report(Progress(f"waiting for another process that gets {entry.name}", 0.0))
+
+        with locked(path.with_suffix(".lock"), waits):
+            if not is_current(path, entry):
+                _make(entry, path, report, keep)
+    return path
+
+
+def _make(entry: Entry, path: Path, report: Report, keep: bool) -> None:
+    """Convert the file of the first mirror that has one which can be read."""
+    reasons = []
+    for mirror in entry.mirrors:
+        try:
+            with obtained(mirror, report, keep) as original:
+                try:
+                    report(Progress(f"converting {entry.name}", 0.0))
+                    convert(original, as_of(entry, mirror), path, mirror.origin)
+                    return
+                except UnreadableError as error:
+                    reasons.append(f"{mirror.url}: {error}")
+                    discard(mirror)
+        except FetchError as error:
+            reasons.append(str(error))
+    said = "; ".join(reasons) or "it can be fetched by hand only"
+    raise UserError(f"{entry.name}: {said}; {by_hand(entry)}")
+
+
+def as_of(entry: Entry, mirror: Mirror) -> Entry:
+    """The entry as a mirror's file has it, which may be of another layout."""
+    if mirror.origin or mirror.container is not None:
+        return entry.model_copy(update={"container": mirror.container})
+    return entry
+
+
+def converted_path(entry: Entry) -> Path:
+    """Where the converted file of an entry is kept."""
+    return cache_folder("encoders") / f"{entry.name}.safetensors"
+
+
+def is_current(path: Path, entry: Entry) -> bool:
+    """Whether a converted file is there, and is what today's code would make of the same original."""
+    try:
+        metadata = checkpoint.read_metadata(path)
+    except UserError:  # none there, or damaged: it can be made again
+        return False
+    release = metadata.get("release", {})
+    used = release.get("origin", "")
+    mirrored = {mirror.origin for mirror in entry.mirrors if mirror.origin}
+    if used not in {entry.origin, *mirrored} or release.get("origin_version") != find_origin(used).version:
+        return False
+    expected = {
+        "backbone_config": find_origin(used).config(entry),
+        "mean": list(entry.mean),
+        "std": list(entry.std),
+        "readout": entry.readout.content(),
+    }
+    return all(metadata.get(name) == value for name, value in expected.items())
