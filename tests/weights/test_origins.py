@@ -98,11 +98,14 @@ def test_every_family_has_a_proof() -> None:
 def test_every_entry_names_a_family_and_a_backbone_that_there_are() -> None:
     from mimbench.weights.entries import entries
 
+    backbones: dict[str, Any] = {}  # by configuration, as many entries share one
     for entry in entries().values():
         for key in dict.fromkeys([entry.origin, *(m.origin for m in entry.mirrors if m.origin)]):
             config = registry.find_origin(key).config(entry)
-            with torch.device("meta"):
-                backbone = registry.build_backbone(**config)
+            if (same := repr(sorted(config.items()))) not in backbones:
+                with torch.device("meta"):
+                    backbones[same] = registry.build_backbone(**config)
+            backbone = backbones[same]
             assert backbone.embed_dim > 0, entry.name
             if "cls" in entry.readout.token:
                 assert backbone.config.get("cls_token", False), f"{entry.name} reads a class token"
