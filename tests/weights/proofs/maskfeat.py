@@ -24,11 +24,8 @@ def whole() -> Proof:
     head = {f"pred_head.transforms.0.0.{part}": noise(WIDTH) for part in ("weight", "bias")}
     head |= {"pred_head.projections.0.weight": noise(108, WIDTH), "pred_head.projections.0.bias": noise(108)}
     filters = {f"hogs.0.weight_{axis}": noise(3, 1, 3, 3) for axis in "xy"}
-    content = {
-        "model_state": state | lost | head | filters | {"mask_token": noise(1, 1, WIDTH)},
-        "epoch": 1600,
-    }
-    return whole_images("maskfeat@vit_base", model, {"model_state": state, "epoch": 1600})
+    extra = lost | head | filters | {"mask_token": noise(1, 1, WIDTH)}
+    return whole_images("maskfeat@vit_base", model, {"model_state": state | extra, "epoch": 1600})
 
 
 PROOFS = {"whole images": whole}
