@@ -42,7 +42,7 @@ def _resized(name: str, state: dict[str, Tensor], size: int, folder: Path) -> En
     return load_encoder(converted.path).resized(size)
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # within timm's interpolation
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore:torch.searchsorted")  # within timm
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("size", [32, LARGER])
 def test_tokens_at_another_size_are_those_of_timm_s_interpolation(
