@@ -111,7 +111,7 @@ def test_doctor_looks_at_products_and_foreign_files_and_refuses_the_rest(tmp_pat
     torch.save({"model": {"odd": torch.zeros(2)}}, foreign)
     with pytest.raises(UserError, match="--as"):
         examine(str(foreign))
-    with pytest.raises(UserError, match="lacks patch_embed.proj.weight"):
+    with pytest.raises(UserError, match="lacks pos_embed"):
         examine(str(foreign), "mae@vit_base")
     with pytest.raises(UserError, match="no weights file"):
         examine(str(tmp_path / "gone.pth"), "mae@vit_base")
