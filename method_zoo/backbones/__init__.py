@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from method_zoo.backbones import convmae, hivit, mixmim
+from method_zoo.backbones.global_rope_vit import GlobalRopeViT
 from method_zoo.backbones.pixels import Pixels
 from method_zoo.backbones.register_vit import RegisterViT
 from method_zoo.backbones.rope_vit import RopeViT
@@ -44,7 +45,8 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
 
     ``options`` are the keyword arguments of the backbone's class. The result's ``config`` holds all of
     them, so that ``build(**config)`` rebuilds it. A ViT with the option ``tokenizer`` reads an image's
-    tokens instead of its pixels (``TokenViT``); one with ``positions="rope"`` is CAPI's (``RopeViT``),
+    tokens instead of its pixels (``TokenViT``); one with ``positions="rope"`` is CAPI's (``RopeViT``, with a
+    ``cls_token`` of the predictor's ``GlobalRopeViT``),
     one with ``registers``, ``mlp`` or ``interpolate_antialias`` DINOv2's (``RegisterViT``).
 
     Raises UnknownNameError for an unknown name, UserError for patches that do not tile the image.
@@ -62,7 +64,7 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
     check_image_size(name, patch_size, image_size)
     cls: type[nn.Module] = TokenViT if "tokenizer" in options else ViT
     if options.get("positions") == "rope":
-        cls = RopeViT
+        cls = GlobalRopeViT if "cls_token" in options else RopeViT
     elif options.keys() & {"registers", "mlp", "interpolate_antialias"}:
         cls = RegisterViT
     return cls(name=name, image_size=image_size, patch_size=patch_size, **{**size, **options})

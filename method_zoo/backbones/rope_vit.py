@@ -177,9 +177,17 @@ class RopeViT(Transformer):
         probabilities = None
         if attention:
             probabilities = self.look(self.depth - 1, before, self.rotary(places))
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        cls = self.summarised(x, places, grid)
         patches = self.norm(x)[:, self.registers :]
-        tapped = tuple((None, taps[layer][:, self.registers :]) for layer in layers)
-        return Encoded(None, patches, kept, tapped, probabilities)
+        tapped = tuple(
+            (self.summarised(taps[layer], places, grid), taps[layer][:, self.registers :]) for layer in layers
+        )
+        return Encoded(None if cls is None else self.norm(cls), patches, kept, tapped, probabilities)
+
+    def summarised(self, tokens: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """One vector [B, D] for a block's tokens [B, R + n, D] at places [B, R + n, 2]; here none."""
+        return None
 
 
 def _edge(registers: int) -> Tensor:

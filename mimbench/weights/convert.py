@@ -17,7 +17,8 @@ from mimbench.weights import foreign
 from mimbench.weights.entry import Entry
 from mimbench.weights.origin import Conversion, Shapes
 
-TABLE_TOLERANCE = 1e-5  # between a file's fixed table and the same computed in float64
+# Between a file's fixed table and the same computed in float64; relative to its largest number from 1 on.
+TABLE_TOLERANCE = 1e-5
 MOST_NAMES = 8  # in a message
 
 
@@ -127,7 +128,7 @@ def _check_tables(conversion: Conversion, state: Mapping[str, Tensor], what: str
                 "name the entry that it belongs to"
             )
         apart = (theirs.reshape(ours.shape) - ours).abs().max().item()
-        if not apart <= TABLE_TOLERANCE:
+        if not apart <= TABLE_TOLERANCE * max(1.0, ours.abs().max().item()):
             raise UserError(
                 f"{name!r} of {what} is not the fixed table it is said to be (they part by {apart:.2g}); "
                 "it was trained, so give the entry the option positions: learned"

@@ -17,6 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mimbench.checkpoint import load_encoder
+from mimbench.encoder import Encoder
+from mimbench.weights.convert import convert
 from mimbench.weights.entry import Entry
 from tests.parity.records import Official
 from tests.parity.records import read as read_record
@@ -86,3 +89,10 @@ def part(run: Official, module: str) -> dict[str, Tensor]:
 def images_of(size: int, batch: int = 2, seed: int = 0) -> Tensor:
     """Normalised images [batch, 3, size, size], float64."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def convert_proof(proof: Proof, folder: Path) -> Encoder:
+    """The encoder that a proof's file becomes in a folder."""
+    source = folder / "official.pth"
+    torch.save(proof.content, source)
+    return load_encoder(convert(source, proof.entry, folder / "encoder.safetensors").path)
