@@ -131,7 +131,7 @@ def _check_tables(conversion: Conversion, state: Mapping[str, Tensor], what: str
         if not apart <= TABLE_TOLERANCE * max(1.0, ours.abs().max().item()):
             raise UserError(
                 f"{name!r} of {what} is not the fixed table it is said to be (they part by {apart:.2g}); "
-                "it was trained, so give the entry the option positions: learned"
+                "if it was trained, give the entry the option positions: learned"
             )
 
 
