@@ -75,6 +75,13 @@ FORKS = {
             r"(?:clip|dino)_model\..*": "the teacher, as its own authors released it",
         }
     ),
+    "siameseim": Fork(
+        dropped={
+            r"mm_.*": "the moving average, which is not what the authors evaluate",
+            r"(?:projector|predictor)_decoder_blocks\..*": "the heads that predict the other view",
+            r"student_norm\.(?:weight|bias)": "a norm of the heads' predictions",
+        }
+    ),
     "supmae": Fork(dropped={rf"cls_head{HEAD}": "the classifier of pre-training"}),
 }
 

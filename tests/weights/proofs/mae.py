@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
+from mimbench.weights.entries import find_entry
 from mimbench.weights.entry import Entry
 from tests.weights.plain import TIMM, Names, random_state, sincos, tokens
 from tests.weights.proof import Proof, figure, images_of, part, record, small
@@ -78,14 +79,14 @@ def fork(name: str, case: str, more: tuple[str, ...] = ("decoder_pos_embed",), n
     more: names that the official file has too; the figures describe trained parameters only.
     """
     run = figure(name.partition("@")[0], case)
-    config = run.config.get("student", run.config)
-    side = config["img_size"] // config["patch_size"]
-    state = part(run, "model") | {"pos_embed": sincos(config["embed_dim"], side)}
+    config, entry = run.config.get("student", run.config), find_entry(name)
+    side, y_first = config["img_size"] // config["patch_size"], "positions" in entry.options
+    state = part(run, "model") | {"pos_embed": sincos(config["embed_dim"], side, y_first=y_first)}
     state |= {official: torch.randn(3) for official in more}
     images = images_of(config["img_size"])
     found = tokens(state, images, config["num_heads"], names)
-    entry = sized(name, config)
-    return Proof(entry, {"model": state}, images, found[:, 0], found[:, 1:], "the encoder written out")
+    sized_entry = sized(name, config)
+    return Proof(sized_entry, {"model": state}, images, found[:, 0], found[:, 1:], "the encoder written out")
 
 
 def as_saved_by_ddp() -> Proof:
@@ -129,6 +130,7 @@ LOCALMIM = (
     *(f"decoder.{i}.pos_embed" for i in range(4)),
     *(f"hog_enc.{i}.conv.weight" for i in range(4)),
 )
+SIAMESE = ("mm_pos_embed", "mm_decoder_pos_embed", "decoder_pos_embed")
 CLIP = (
     "clip_model.vision_model.embeddings.position_embedding.weight",
     "clip_model.vision_model.embeddings.position_ids",
@@ -148,6 +150,7 @@ PROOFS = {
     "milan": lambda: fork("milan@vit_base", "clip_attn_s20"),
     "droppos": lambda: fork("droppos@vit_base", "default_s20"),
     "deepmim": lambda: fork("deepmim@vit_base", "default_s20"),
+    "siameseim": lambda: fork("siameseim@vit_base", "ln0_s20", SIAMESE, Names(norm="")),
     "supmae": lambda: fork("supmae@vit_base", "default_s20"),
     "tinymim": lambda: fork("tinymim@vit_small", "default_s20", more=()),
     "crossmae": lambda: without_figures("crossmae@vit_base", CROSSMAE, "model", Names(norm="")),
