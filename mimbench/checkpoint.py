@@ -6,31 +6,33 @@ tensors, read back with ``weights_only=True``, so no file ever runs code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mimbench import tensor_files
 from mimbench.encoder import Encoder
 from mimbench.errors import UserError
 from mimbench.files import sha256 as sha256
 from mimbench.files import write_atomically
+from mimbench.tensor_files import Tensors, finite, open_tensors, shapes
+from mimbench.unfilled import unfilled
+from mimbench.weights import foreign
 
 FORMAT = 1  # of both kinds of file; raised when an older reader would misread one
 ENCODER_FILE = "encoder.safetensors"
+CONTAINERS = (("model",), ("state_dict",), ())  # where foreign files keep a state dict
 
 
-def _refuse_non_finite(state: Mapping[str, Tensor], what: str) -> None:
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"tensor {name!r} of {what} holds NaN or infinity; such weights are not usable")
+def _refuse_non_finite(name: str, tensor: Tensor, what: str) -> None:
+    if not finite(tensor):
+        raise UserError(f"tensor {name!r} of {what} holds NaN or infinity; such weights are not usable")
 
 
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> str:
@@ -38,55 +40,49 @@ def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> 
 
     Raises UserError for NaN or infinity in a tensor, and for a full disk (the old file then stays).
     """
-    path = Path(path)
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in module.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory; tied weights are written out twice
-        state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    _refuse_non_finite(state, path.name)
-    content = to_safetensors(state, {"mimbench": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
-    write_atomically(path, lambda file: file.write(content))
-    return hashlib.sha256(content).hexdigest()
+    state = module.state_dict()
+
+    def read(name: str) -> Tensor:
+        _refuse_non_finite(name, state[name], Path(path).name)
+        return state[name]
+
+    return write_tensors(path, state, read, metadata)
 
 
 def write_tensors(
-    path: Path,
-    shapes: Mapping[str, torch.Size],
-    tensors: Iterable[tuple[str, Tensor]],
-    metadata: Mapping[str, Any],
+    path: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor], metadata: Mapping[str, Any]
 ) -> str:
-    """``save_weights`` for named tensors that come one by one, as ``shapes`` announces them."""
-    state = {name: tensor.contiguous() for name, tensor in tensors}
-    assert {name: tensor.shape for name, tensor in state.items()} == dict(shapes)
-    content = to_safetensors(state, {"mimbench": json.dumps({"format": FORMAT, **metadata}, sort_keys=True)})
-    write_atomically(Path(path), lambda file: file.write(content))
-    return hashlib.sha256(content).hexdigest()
+    """``save_weights`` for tensors that are made one by one: see ``tensor_files.write_tensors``."""
+    written = json.dumps({"format": FORMAT, **metadata}, sort_keys=True)
+    return tensor_files.write_tensors(Path(path), like, read, {"mimbench": written})
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and metadata of a file: ours (safetensors), or a foreign safetensors or PyTorch file.
+def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and metadata of a file: ours (safetensors), or a foreign safetensors or PyTorch file.
 
-    A foreign PyTorch file is read with ``weights_only=True`` and unwrapped from the usual
-    ``model`` / ``state_dict`` key; its metadata is empty. Raises UserError where nothing can be read.
+    Tensors are read when they are asked for. A foreign PyTorch file (``weights.foreign``) runs no code and is
+    unwrapped from the usual ``model`` / ``state_dict`` key; its metadata is empty. Raises UserError where
+    nothing can be read.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        return foreign.state_dict(foreign.read(path), CONTAINERS, path), {}
+    return _read_own(path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file of ours, {} of a foreign file. UserError as ``read_weights``."""
+    if path.suffix == ".safetensors" or not path.is_file():
+        return _read_own(path)[1]
+    return {}
+
+
+def _read_own(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"no weights file at {path}; check the path")
-    if path.suffix != ".safetensors":
-        loaded = _read_torch(path, "give a .safetensors file or a PyTorch state dict")
-        for key in ("model", "state_dict"):
-            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-                loaded = loaded[key]
-        if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-            raise UserError(f"{path} holds no state dict (names and tensors); export one from it first")
-        return loaded, {}
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = json.loads((file.metadata() or {}).get("mimbench", "{}"))
+        tensors, written = open_tensors(path)
+        metadata = json.loads(written.get("mimbench", "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path} is not a readable safetensors file ({error}); delete it and make it again"
@@ -96,20 +92,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} was written by a newer mimbench (format {metadata['format']}, this one reads {FORMAT}); "
             "upgrade mimbench"
         )
-    return state, metadata
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file of ours, {} of a foreign file. UserError as ``read_weights``."""
-    if not path.is_file():
-        raise UserError(f"no weights file at {path}; check the path")
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(json.loads((file.metadata() or {}).get("mimbench", "{}")))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); make it again") from error
+    return tensors, metadata
 
 
 def load_weights(
@@ -137,21 +120,25 @@ def load_state(
     lost, fresh = tuple(expected_lost), tuple(expected_fresh)
     own = module.state_dict()
     misfit = f"{source} does not fit {type(module).__name__}"
-    unexpected = sorted(k for k in state if k not in own and not k.startswith(lost))
-    missing = sorted(k for k in own if k not in state and not k.startswith(fresh))
+    given = shapes(state)
+    unexpected = sorted(k for k in given if k not in own and not k.startswith(lost))
+    missing = sorted(k for k in own if k not in given and not k.startswith(fresh))
     if unexpected or missing:
         parts = [f"lacks {', '.join(missing)}"] * bool(missing)
         parts += [f"has the unexpected {', '.join(unexpected)}"] * bool(unexpected)
         raise UserError(f"{misfit}: it {' and '.join(parts)}; use the matching weights")
-    shared = {k: v for k, v in state.items() if k in own}
-    for name, tensor in shared.items():
-        if tensor.shape != own[name].shape:
+    shared = [name for name in own if name in given]
+    for name in shared:
+        if given[name] != own[name].shape:
             raise UserError(
-                f"{misfit}: {name!r} has shape {list(tensor.shape)}, expected {list(own[name].shape)}; "
+                f"{misfit}: {name!r} has shape {list(given[name])}, expected {list(own[name].shape)}; "
                 "use weights of the same architecture and image size"
             )
-    _refuse_non_finite(shared, source)
-    module.load_state_dict({**own, **shared}, strict=True)
+    for name in shared:
+        _refuse_non_finite(name, state[name], source)
+    with torch.no_grad():
+        for name in shared:  # one by one: ``Module.load_state_dict`` would hold all of them beside the module
+            own[name].copy_(state[name])
 
 
 def encoder_metadata(encoder: nn.Module, card: Any) -> dict[str, Any]:
@@ -184,7 +171,7 @@ def encoder_of(state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: P
         raise UserError(
             f"{path} does not say which backbone it belongs to; give an {ENCODER_FILE} that mimbench wrote"
         )
-    backbone = build_backbone(**metadata["backbone_config"])
+    backbone = unfilled(lambda: build_backbone(**metadata["backbone_config"]))
     load_state(backbone, state, str(path))
     return Encoder(backbone, metadata["mean"], metadata["std"])
 

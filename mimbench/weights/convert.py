@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from mimbench import checkpoint
 from mimbench.errors import UserError
 from mimbench.registry import build_backbone, find_origin
+from mimbench.tensor_files import finite
 from mimbench.weights import foreign
 from mimbench.weights.entry import Entry
-from mimbench.weights.origin import Conversion, Shapes
+from mimbench.weights.origin import Conversion
 
 # Between a file's fixed table and the same computed in float64; relative to its largest number from 1 on.
 TABLE_TOLERANCE = 1e-5
@@ -45,11 +46,11 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
     source, way = Path(source), find_origin(origin or entry.origin)
     containers = way.containers if entry.container is None else (entry.container,)
     state = foreign.state_dict(foreign.read(source), containers, source)
-    shapes = _Shapes({name: tensor.shape for name, tensor in state.items()})
+    shapes = _Shapes(state.shapes)
     shapes.what = f"{source.name}, read as {entry.name} ({way.key} layout),"
     config = way.config(entry)
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in build_backbone(**config).state_dict().items()}
+        wanted = _wanted(build_backbone(**config))
     conversion = way.convert(shapes, entry)
     _check_names(conversion, shapes, wanted)
     _check_tables(conversion, state, source.name)
@@ -69,7 +70,7 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
             "learned_from": entry.learned_from,
             "licence": entry.licence,
             "file": source.name,
-            "file_sha256": checkpoint.sha256(source),
+            "file_sha256": foreign.sha256(source),
             "origin": way.key,
             "origin_version": way.version,
             "used": list(used),
@@ -77,8 +78,8 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
             "fresh": dict(conversion.fresh),
         },
     }
-    tensors = _tensors(conversion, state, wanted, config, source.name)
-    sha256 = checkpoint.write_tensors(target, wanted, tensors, metadata)
+    make = _maker(conversion, state, wanted, config, source.name)
+    sha256 = checkpoint.write_tensors(target, wanted, make, metadata)
     return Converted(target, sha256, used, conversion.dropped, conversion.fresh)
 
 
@@ -91,7 +92,7 @@ class _Shapes(dict[str, Size]):
         raise UserError(f"{self.what} lacks {name}; name the entry that it belongs to")
 
 
-def _check_names(conversion: Conversion, shapes: _Shapes, wanted: Shapes) -> None:
+def _check_names(conversion: Conversion, shapes: _Shapes, wanted: Mapping[str, Tensor]) -> None:
     used = {name for made in conversion.made.values() for name in made.of}
     known = used | conversion.dropped.keys() | conversion.tables.keys()
     faults = [
@@ -135,31 +136,41 @@ def _check_tables(conversion: Conversion, state: Mapping[str, Tensor], what: str
             )
 
 
-def _tensors(
+def _wanted(backbone: nn.Module) -> dict[str, Tensor]:
+    """Shapes and types of what is written, on the meta device: whole numbers as they are, others float32."""
+    return {
+        name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        for name, tensor in backbone.state_dict().items()
+    }
+
+
+def _maker(
     conversion: Conversion,
     state: Mapping[str, Tensor],
-    wanted: Mapping[str, Size],
+    wanted: Mapping[str, Tensor],
     config: Mapping[str, Any],
     what: str,
-) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors in the order of ``wanted``, each made when it is asked for, in float32."""
+) -> Callable[[str], Tensor]:
+    """What makes one of our tensors by name; official ones are read for it and let go of afterwards."""
     fresh = {}
     if conversion.fresh:
         built = build_backbone(**config).state_dict()
         fresh = {name: built[name] for name in conversion.fresh}
-    for name, shape in wanted.items():
+
+    def make(name: str) -> Tensor:
         if name in fresh:
-            yield name, fresh[name]
-            continue
+            return fresh[name].to(wanted[name].dtype)
         made = conversion.made[name]
         parts = [state[official] for official in made.of]
         for official, part in zip(made.of, parts, strict=True):
-            if part.is_floating_point() and not torch.isfinite(part).all():
+            if not finite(part):
                 raise UserError(f"tensor {official!r} of {what} holds NaN or infinity; it is not usable")
         tensor = made.by(*parts)
-        if tensor.shape != shape:
+        if tensor.shape != wanted[name].shape:
             raise UserError(
                 f"{' + '.join(made.of)} of {what} gives the shape {list(tensor.shape)} for the encoder's "
-                f"{name}, expected {list(shape)}; name the entry of that architecture"
+                f"{name}, expected {list(wanted[name].shape)}; name the entry of that architecture"
             )
-        yield name, tensor.float() if tensor.is_floating_point() else tensor
+        return tensor.to(wanted[name].dtype)
+
+    return make

@@ -6,19 +6,19 @@ names of the parameters are the official ones, so official weights load strictly
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from method_zoo.parts.images import resize_to
-from method_zoo.parts.tokenizers import official_pickle
 from mimbench.checkpoint import load_state
 from mimbench.errors import UserError
+from mimbench.weights import foreign
 
 GROUPS = 4
 STRIDE = 8  # a max-pool of 2 after each group but the last
@@ -106,40 +106,35 @@ def from_state(state: Mapping[str, Tensor], source: str) -> DalleEncoder:
     return encoder
 
 
-# What torch.load and pickle raise for a file that was cut off or altered: next to anything.
-_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a PyTorch file: a state dict, or the whole module as OpenAI published it.
 
-    The file can put together tensors and nothing else: see ``official_pickle``. Raises UserError where it
-    asks for more, or is no such file.
+    Nothing that the file brings is run, see ``mimbench.weights.foreign``. Raises UserError where it asks for
+    that, or is no such file.
     """
-    try:
-        loaded = official_pickle.load(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is not a file of weights alone, and reading it could run code that it brings; give "
-            f"{OFFICIAL}, its state dict, or a tokenizer.safetensors that mimbench wrote"
-        ) from error
-    except _DAMAGE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a PyTorch file ({reason}); get it again") from error
-    if isinstance(loaded, official_pickle.Stored):
-        return official_pickle.state_dict(loaded)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    named = loaded.items() if isinstance(loaded, Mapping) else ()
+    content = foreign.read(path)
+    if isinstance(content, foreign.Stored):
+        return _module_state(content, depth=0)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    named = content.items() if isinstance(content, Mapping) else ()
     return {str(name): value for name, value in named if isinstance(value, Tensor)}
+
+
+def _module_state(module: Any, depth: int) -> dict[str, Tensor]:
+    """Names and tensors of a stored module, as its own ``state_dict`` would give them."""
+    stored = (
+        vars(module) if isinstance(module, foreign.Stored) and depth < 16 else {}
+    )  # a file may hold a loop
+    state = {}
+    for name, value in [*_items(stored, "_parameters"), *_items(stored, "_buffers")]:
+        if isinstance(value, Tensor):
+            state[name] = value.detach()
+    for name, child in _items(stored, "_modules"):
+        state |= {f"{name}.{inner}": value for inner, value in _module_state(child, depth + 1).items()}
+    return state
+
+
+def _items(stored: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
+    value = stored.get(kind)
+    return [(str(k), v) for k, v in value.items()] if isinstance(value, Mapping) else []
