@@ -10,6 +10,7 @@ from torch import nn
 from method_zoo.backbones import convmae, hivit, mixmim
 from method_zoo.backbones.global_rope_vit import GlobalRopeViT
 from method_zoo.backbones.pixels import Pixels
+from method_zoo.backbones.post_norm_vit import PostNormViT
 from method_zoo.backbones.register_vit import RegisterViT
 from method_zoo.backbones.rope_vit import RopeViT
 from method_zoo.backbones.token_vit import TokenViT
@@ -46,8 +47,9 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
     ``options`` are the keyword arguments of the backbone's class. The result's ``config`` holds all of
     them, so that ``build(**config)`` rebuilds it. A ViT with the option ``tokenizer`` reads an image's
     tokens instead of its pixels (``TokenViT``); one with ``positions="rope"`` is CAPI's (``RopeViT``, with a
-    ``cls_token`` of the predictor's ``GlobalRopeViT``),
-    one with ``registers``, ``mlp`` or ``interpolate_antialias`` DINOv2's (``RegisterViT``).
+    ``cls_token`` of the predictor's ``GlobalRopeViT``), one with ``registers``, ``mlp`` or
+    ``interpolate_antialias`` DINOv2's (``RegisterViT``), one with ``norm_order="post"`` data2vec 2.0's
+    (``PostNormViT``).
 
     Raises UnknownNameError for an unknown name, UserError for patches that do not tile the image.
     """
@@ -67,6 +69,8 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
         cls = GlobalRopeViT if "cls_token" in options else RopeViT
     elif options.keys() & {"registers", "mlp", "interpolate_antialias"}:
         cls = RegisterViT
+    elif "norm_order" in options:
+        cls = PostNormViT
     return cls(name=name, image_size=image_size, patch_size=patch_size, **{**size, **options})
 
 

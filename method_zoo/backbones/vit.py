@@ -21,7 +21,6 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 
 from method_zoo.backbones.blocks import (
     LayerNorm,
-    attention_probabilities,
     choose_attention,
     make_block,
     run_block,
@@ -225,13 +224,13 @@ class ViT(Transformer):
         biases = [self.position_bias(i, tokens) for i in range(len(self.rel_pos))]
         scales = self.branch_scales(x, keys)
         choose_attention(self.blocks, x)
-        for i, block in enumerate(self.blocks):
+        for i in range(self.depth):
             bias = biases[i % len(biases)] if biases else None
             if i + 1 in edits:
                 x = torch.cat([x[:, : self.leading], edits[i + 1](x[:, self.leading :])], dim=1)
             taps.setdefault(-self.depth - 1, x)
             if attention and i == self.depth - 1:
-                probabilities = attention_probabilities(block, x, bias)
+                probabilities = self.look(i, x, bias)
             x = self.run_block(i, x, bias, None if scales is None else scales[i], keys)
             if i - self.depth in layers:
                 taps[i - self.depth] = x

@@ -63,6 +63,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "registers and fixed positions, no class token": lambda: ours(
         registers=2, cls_token=False, interpolate_offset=0.0, interpolate_antialias=True
     ),
+    "data2vec 2.0": lambda: ours(norm_order="post"),
     "mage": with_tokens,
     "tokens and relative positions": lambda: with_tokens(rel_pos="shared"),
     "hivit": lambda: pyramid("hivit_base_patch16"),

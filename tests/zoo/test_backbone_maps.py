@@ -12,6 +12,7 @@ from timm.layers import RelPosBias, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from method_zoo.backbones.dropout import run_dropping_block
+from method_zoo.backbones.post_norm_vit import PostNormBlock
 from method_zoo.backbones.rope_vit import RopeViT
 from method_zoo.backbones.windows import Windows
 from mimbench.encoder import Encoder
@@ -50,7 +51,7 @@ def attend(backbone: Any, i: int, window: Tensor, side: int) -> Tensor:
         places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).view(1, -1, 2)
         return block.attn(window, backbone.rotary(places))
     out = block.attn(window, attn_mask=table_within(backbone, i, side))
-    return block.ls1(out)
+    return out if isinstance(block, PostNormBlock) else block.ls1(out)
 
 
 def brute(backbone: Any, x: Tensor, side: int, global_blocks: tuple[int, ...]) -> Tensor:
@@ -60,7 +61,8 @@ def brute(backbone: Any, x: Tensor, side: int, global_blocks: tuple[int, ...]) -
     for i, block in enumerate(backbone.blocks):
         step = h if i in global_blocks else side
         padded = torch.zeros(-(-h // step) * step, -(-w // step) * step, x.shape[-1], dtype=x.dtype)
-        padded[:h, :w] = block.norm1(x)
+        post = isinstance(block, PostNormBlock)
+        padded[:h, :w] = x if post else block.norm1(x)
         mixed = torch.zeros_like(padded)
         for top in range(0, len(padded), step):
             for left in range(0, len(padded), step):
@@ -68,6 +70,10 @@ def brute(backbone: Any, x: Tensor, side: int, global_blocks: tuple[int, ...]) -
                 out = attend(backbone, i, here, step).view(step, step, -1)
                 mixed[top : top + step, left : left + step] = out
         x = x + mixed[:h, :w]
+        if post:
+            x = block.norm1(x)
+            x = block.norm2(x + block.mlp(x))
+            continue
         y = block.mlp(block.norm2(x))
         x = x + (y if isinstance(backbone, RopeViT) else block.ls2(y))
     return x.permute(2, 0, 1)
@@ -169,7 +175,7 @@ def test_attention_is_what_the_blocks_mix_values_by(backbone: Any) -> None:
     handles = []
     for i, block in enumerate(backbone.blocks):
         handles.append(block.attn.register_forward_hook(lambda m, a, out, i=i: mixed.update({i: out})))
-        handles.append(block.norm1.register_forward_hook(lambda m, a, out, i=i: given.update({i: out})))
+        handles.append(block.attn.register_forward_pre_hook(lambda m, a, i=i: given.update({i: a[0]})))
     backbone.encode(x)
     for handle in handles:
         handle.remove()
