@@ -71,7 +71,8 @@ class DMJD(Method):
         parity="verified",
         notes=(
             "On a plain ViT. The published backbone is ConViT, two convolutional stages before a ViT, which "
-            "this zoo does not have; with it in the ViT's place the method equals the official records. The "
+            "the zoo has for whole images only (convmae_base_patch16); with what pre-training adds to it in "
+            "the ViT's place the method equals the official records. The "
             "code compares the visible tokens, which lie in random order, with the targets of the visible "
             "patches in raster order, so that most are taught another patch's histograms; here each is "
             "compared with its own. It draws the order of the second mask once for a batch, here once for an "

@@ -27,9 +27,9 @@ EPS = 1e-5  # of every layer norm: torch's own
 
 # Sense-X/MixMIM, models_mixmim_ft.py
 SIZES: dict[str, dict[str, Any]] = {
-    "mixmim_base": {"embed_dim": 1024, "num_heads": 32},
-    "mixmim_large": {"embed_dim": 1536, "num_heads": 48},
-    "mixmim_huge": {"embed_dim": 2816, "num_heads": 88},
+    "mixmim_base": {"embed_dim": 1024, "num_heads": [4, 8, 16, 32]},
+    "mixmim_large": {"embed_dim": 1536, "num_heads": [6, 12, 24, 48]},
+    "mixmim_huge": {"embed_dim": 2816, "num_heads": [11, 22, 44, 88]},
 }
 
 
@@ -40,10 +40,10 @@ class MixMIM(Stemmed):
     is read are the last stage's tokens, 32 pixels apart: ``blocks`` are its blocks, and ``stem`` are all that
     come before.
 
-    embed_dim, num_heads: of the last stage; each earlier one has half of the next one's. depths, windows: of
-    the stages, at ``table_size``, the side of the images in pixels that tables of positions belong to (None:
-    ``image_size``). Images of another size get the least windows that tile the grid and are not smaller,
-    which gives the official ones at 384, and interpolated tables.
+    embed_dim: of the last stage; each earlier one has half of the next one's. num_heads, depths, windows: of
+    the stages; windows at ``table_size``, the side of the images in pixels that tables of positions belong to
+    (None: ``image_size``). Images of another size get the least windows that tile the grid and are not
+    smaller, which gives the official ones at 384, and interpolated tables.
     """
 
     takes_mask = False
@@ -56,7 +56,7 @@ class MixMIM(Stemmed):
         name: str,
         image_size: int,
         embed_dim: int,
-        num_heads: int,
+        num_heads: Sequence[int],
         depths: Sequence[int] = (2, 2, 18, 2),
         windows: Sequence[int] = (14, 14, 14, 7),
         mlp_ratio: float = 4.0,
@@ -70,23 +70,24 @@ class MixMIM(Stemmed):
         table_size = config["table_size"] = table_size or image_size
         for size in (image_size, table_size):
             check_image_size(name, patch_size, size)
-        if len(depths) != STAGES or len(windows) != STAGES or embed_dim % 32 or num_heads % 8:
+        lists = {"num_heads": list(num_heads), "depths": list(depths), "windows": list(windows)}
+        if any(len(each) != STAGES for each in lists.values()) or embed_dim % 32:
             raise UserError(
-                f"{name} takes {STAGES} depths and windows, a width that is a multiple of 32 and of heads "
-                f"one of 8; got {list(depths)}, {list(windows)}, {embed_dim} and {num_heads}"
+                f"{name} takes {STAGES} numbers of heads, depths and windows and a width that is a multiple "
+                f"of 32; got {lists} and {embed_dim}"
             )
-        config |= {"depths": list(depths), "windows": list(windows)}
-        self.measure({**config, "depth": depths[-1]}, patch_size)
+        config |= lists
+        self.measure({**config, "depth": depths[-1], "num_heads": num_heads[-1]}, patch_size)
         self.config = config
         sides = [window_side(table_size // CELL >> stage, windows[stage]) for stage in range(STAGES)]
 
         def block(stage: int) -> Block:
-            dim, heads = (n >> STAGES - 1 - stage for n in (embed_dim, num_heads))
-            return Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm)
+            dim = embed_dim >> STAGES - 1 - stage
+            return Block(dim, num_heads[stage], mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm)
 
         def tables(stage: int) -> nn.ModuleList:
-            side, heads = (sides[stage],) * 2, num_heads >> STAGES - 1 - stage
-            return nn.ModuleList(RelativePositions(side, heads) for _ in range(depths[stage]))
+            side = (sides[stage], sides[stage])
+            return nn.ModuleList(RelativePositions(side, num_heads[stage]) for _ in range(depths[stage]))
 
         width = embed_dim >> STAGES - 1
         self.cells = nn.Conv2d(3, width, CELL, stride=CELL)

@@ -30,7 +30,7 @@ from .test_backbone_rebuilt import (  # noqa: F401
     test_training_a_copy_leaves_the_original_alone,
 )
 
-SMALL = {"embed_dim": 64, "num_heads": 8, "depths": [1, 2, 1, 2], "windows": [4, 4, 5, 5]}
+SMALL = {"embed_dim": 64, "num_heads": [1, 2, 4, 8], "depths": [1, 2, 1, 2], "windows": [4, 4, 5, 5]}
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_masks_and_windows_of_others_are_refused(backbone: Any) -> None:
         backbone.maps(images(160), (-1,), window=2)
     with pytest.raises(ValueError, match="layers count"):
         backbone.encode(images(160), layers=(-3,))
-    with pytest.raises(UserError, match="takes 4 depths"):
+    with pytest.raises(UserError, match="takes 4 numbers of heads"):
         build("mixmim_base", 160, depths=[2, 2])
 
 
