@@ -1,7 +1,7 @@
 """mimbench: compares masked-image-modelling pre-training methods under identical settings.
 
 mimbench.run("mae,beit,hpm", protocol="linprobe").table
-mimbench.load_encoder("mae")
+mimbench.load_encoder("mae"), mimbench.load_encoder("mae@vit_base")
 mimbench.leaderboard("mimbench-results")
 """
 
@@ -11,11 +11,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimbench.api import Result, leaderboard, load_encoder, published_figures, run
+    from mimbench.api import (
+        Result,
+        leaderboard,
+        load_encoder,
+        published_figures,
+        released_weights,
+        run,
+    )
     from mimbench.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Result", "UserError", "__version__", "leaderboard", "load_encoder", "published_figures", "run"]
+__all__ = [
+    "Result",
+    "UserError",
+    "__version__",
+    "leaderboard",
+    "load_encoder",
+    "published_figures",
+    "released_weights",
+    "run",
+]
 
 _LAZY = {
     "Result": "mimbench.api",
@@ -23,6 +39,7 @@ _LAZY = {
     "leaderboard": "mimbench.api",
     "load_encoder": "mimbench.api",
     "published_figures": "mimbench.api",
+    "released_weights": "mimbench.api",
     "run": "mimbench.api",
 }
 

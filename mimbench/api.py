@@ -261,20 +261,37 @@ def published_figures(
     return frame(find(load(), methods=keys, protocol=protocol, metric=metric))
 
 
+def released_weights(methods: str | Sequence[str] = (), backbone: str = "") -> pd.DataFrame:
+    """The catalogue of released weights, one row a file (``mimbench.weights``); asks nothing of a network.
+
+    methods: keys, "mae,beit" or a list. backbone: text in the backbone's name. ``name`` is what ``run`` and
+    ``load_encoder`` take; ``at_hand``: "converted", "fetched", "to fetch" or "by hand". Raises UserError for
+    what no entry has.
+    """
+    from mimbench.weights.tell import chosen, frame
+
+    names = methods.split(",") if isinstance(methods, str) else methods
+    return frame(chosen([name.strip() for name in names if name.strip()], backbone))
+
+
 def load_encoder(source: str | Path, out: str | Path = RESULTS, seed: int = 0) -> Encoder:
     """A pre-trained encoder, frozen, which gives tokens for images.
 
     source: the name of a row ("mae", "mae[mask_ratio=0.5]") of the results folder ``out``, a job id, an
-    ``encoder.safetensors`` file or the folder that holds one.
+    ``encoder.safetensors`` file or the folder that holds one; or weights from elsewhere as ``run`` takes them
+    ("mae@vit_base", "timm:NAME", "hf:REPO", "file:PATH"), fetched and converted if need be.
 
     Raises UserError where nothing of that name was trained, and where several were (under different
-    settings): the message lists their job ids.
+    settings): the message lists their job ids. Also where weights cannot be had or used.
     """
     from mimbench import checkpoint
+    from mimbench.weights.given import is_given, resolve
 
     path = Path(source)
     if path.exists():
         return checkpoint.load_encoder(path)
+    if "[" not in str(source).partition("=")[0] and is_given(str(source)):  # no row such as random[like=…]
+        return checkpoint.load_encoder(resolve(str(source)).path)
     trained = find_trained(str(source), Path(out), seed)
     return checkpoint.load_encoder(Ledger(Path(out)).weights(trained.id) / FED_ON["pretrain"])
 

@@ -20,6 +20,7 @@ from mimbench.commands.experiments import experiments_app
 from mimbench.commands.leaderboard import leaderboard
 from mimbench.commands.published import published
 from mimbench.commands.survey import taxonomy_app
+from mimbench.commands.weights import weights_app
 from mimbench.errors import UserError
 from mimbench.request import RESULTS, Request
 from mimbench.show import KINDS
@@ -68,6 +69,7 @@ app.add_typer(
 app.add_typer(taxonomy_app, name="taxonomy", help="Draw the survey's taxonomy of the methods.")
 app.add_typer(doctor_app, name="doctor", help="Look at the installation, or at weights.")
 app.add_typer(data_app, name="data", help="Look at datasets.")
+app.add_typer(weights_app, name="weights", help="List, fetch, convert and check released weights.")
 
 
 def _option(name: str, *flags: str, **more: Any) -> Any:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from mimbench import checkpoint
-from mimbench.data.cache import cache_folder
 from mimbench.download import FetchError
 from mimbench.errors import UserError
-from mimbench.files import locked
+from mimbench.files import locked, make_folder, write_atomically
 from mimbench.progress import Progress, silent
 from mimbench.registry import find_origin
 from mimbench.weights.convert import convert
-from mimbench.weights.entry import Entry, Mirror
+from mimbench.weights.entries import converted_path
+from mimbench.weights.entry import Entry
 from mimbench.weights.foreign import UnreadableError
-from mimbench.weights.obtain import by_hand, discard, obtained
+from mimbench.weights.obtain import as_of, by_hand, discard, obtained
 
 Report = Callable[[Progress], None]
 
@@ -54,20 +55,40 @@ def _make(entry: Entry, path: Path, report: Report, keep: bool) -> None:
                     discard(mirror)
         except FetchError as error:
             reasons.append(str(error))
+    raise _nowhere(entry, reasons)
+
+
+def get(entry: Entry, keep: bool = False, out: Path | None = None, report: Report = silent) -> Path:
+    """Fetch and convert an entry, and copy it to ``out``/NAME.safetensors where a folder is given; the path.
+
+    keep: the file as it was released, too, even where it was converted before. Raises as ``convert_once``.
+    """
+    path = convert_once(entry, report, keep)
+    if keep:
+        fetch_original(entry, report)
+    if out is None:
+        return path
+    copy = make_folder(out) / path.name
+    with open(path, "rb") as source:
+        write_atomically(copy, lambda file: shutil.copyfileobj(source, file))
+    return copy
+
+
+def fetch_original(entry: Entry, report: Report = silent) -> Path:
+    """The file as it was released, fetched if need be, and kept. Raises UserError as ``convert_once``."""
+    reasons = []
+    for mirror in entry.mirrors:
+        try:
+            with obtained(mirror, report, keep=True) as original:
+                return original
+        except FetchError as error:
+            reasons.append(str(error))
+    raise _nowhere(entry, reasons)
+
+
+def _nowhere(entry: Entry, reasons: list[str]) -> UserError:
     said = "; ".join(reasons) or "it can be fetched by hand only"
-    raise UserError(f"{entry.name}: {said}; {by_hand(entry)}")
-
-
-def as_of(entry: Entry, mirror: Mirror) -> Entry:
-    """The entry as a mirror's file has it, which may be of another layout."""
-    if mirror.origin or mirror.container is not None:
-        return entry.model_copy(update={"container": mirror.container})
-    return entry
-
-
-def converted_path(entry: Entry) -> Path:
-    """Where the converted file of an entry is kept."""
-    return cache_folder("encoders") / f"{entry.name}.safetensors"
+    return UserError(f"{entry.name}: {said}; {by_hand(entry)}")
 
 
 def is_current(path: Path, entry: Entry) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
+from mimbench.data.cache import cache_folder
 from mimbench.errors import UserError, unknown
 from mimbench.weights.entry import Entry
 
@@ -49,3 +51,8 @@ def find_entry(name: str) -> Entry:
         same = [known for known in entries() if known.partition("@")[0] == name.partition("@")[0]]
         raise unknown("released weights", name, same or entries(), "mimbench weights list lists all")
     return entries()[name]
+
+
+def converted_path(entry: Entry) -> Path:
+    """Where the converted file of an entry is kept."""
+    return cache_folder("encoders") / f"{entry.name}.safetensors"

@@ -61,9 +61,17 @@ def discard(mirror: Mirror) -> None:
     remote_of(mirror).path.unlink(missing_ok=True)
 
 
-def is_fetched(mirror: Mirror) -> bool:
-    """Whether its file lies in the cache, or in the hub's."""
-    return remote_of(mirror).path.is_file() or _in_hub_cache(mirror, check=False) is not None
+def fetched_path(mirror: Mirror) -> Path | None:
+    """Where its file lies in the cache, or in the hub's; None where it is to be fetched."""
+    path = remote_of(mirror).path
+    return path if path.is_file() else _in_hub_cache(mirror, check=False)
+
+
+def as_of(entry: Entry, mirror: Mirror) -> Entry:
+    """The entry as a mirror's file has it, which may be of another layout."""
+    if mirror.origin or mirror.container is not None:
+        return entry.model_copy(update={"container": mirror.container})
+    return entry
 
 
 def by_hand(entry: Entry) -> str:

@@ -24,7 +24,8 @@ from mimbench.download import FetchError
 from mimbench.errors import UserError
 from mimbench.registry import find_origin, origins
 from mimbench.weights import cached, obtain
-from mimbench.weights.cached import convert_once, converted_path
+from mimbench.weights.cached import convert_once
+from mimbench.weights.entries import converted_path
 from mimbench.weights.entry import Entry, Mirror
 from mimbench.weights.given import of_entry
 from mimbench.weights.obtain import obtained
