@@ -80,11 +80,19 @@ def get(
 @weights_app.command()
 def check(
     names: Annotated[str, typer.Argument(help=f"{NAMES} By default all that are converted.")] = "",
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A foreign file: whether it is of the entry's layout. Writes nothing."),
+    ] = None,
 ) -> None:
     """Check converted files: readable, finite, of the known file, up to date; status 1 if one is not."""
-    from mimbench.weights.checking import checked
+    from mimbench.weights.checking import checked, faults_of_foreign
+    from mimbench.weights.entries import find_entry
 
-    results = checked(_split(names))
+    if file is not None:
+        results = {str(file): faults_of_foreign(file, find_entry(names))}
+    else:
+        results = checked(_split(names))
     for name, faults in results.items():
         for fault in faults or ["ok"]:
             typer.echo(f"{name}: {fault}")

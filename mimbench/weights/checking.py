@@ -11,10 +11,13 @@ from safetensors import SafetensorError, safe_open
 from mimbench import checkpoint
 from mimbench.data.cache import cache_folder
 from mimbench.errors import UserError
+from mimbench.files import sha256
 from mimbench.registry import origins
 from mimbench.weights.cached import is_current
+from mimbench.weights.convert import faults
 from mimbench.weights.entries import entries, find_entry
 from mimbench.weights.entry import Entry
+from mimbench.weights.obtain import as_of
 from mimbench.weights.taking import known_sums
 
 
@@ -88,3 +91,21 @@ def _against(entry: Entry, path: Path, release: dict[str, object]) -> Iterator[s
             "the catalogue says other things of its architecture or readout by now; "
             f"mimbench weights get {entry.name} makes it anew"
         )
+
+
+def faults_of_foreign(source: Path, entry: Entry) -> list[str]:
+    """In what a foreign file is not of the layout of ``entry``, as sentences, all of them; none: it is.
+
+    Writes nothing. Where a mirror's files are of another layout, that one counts too. Raises UserError where
+    the file cannot be read.
+    """
+    ways = [
+        (entry, ""),
+        *((as_of(entry, mirror), mirror.origin) for mirror in entry.mirrors if mirror.origin),
+    ]
+    found = [faults(source, as_there, origin) for as_there, origin in ways]
+    best = min(found, key=len)
+    known = known_sums(entry)
+    if not best and known and (digest := sha256(source)) not in known:
+        best = [f"its sha256 is {digest}, and that of the released file is {' or '.join(sorted(known))}"]
+    return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mimbench.registry import build_backbone, find_origin
 from mimbench.tensor_files import finite
 from mimbench.weights import foreign
 from mimbench.weights.entry import Entry
-from mimbench.weights.origin import Conversion
+from mimbench.weights.origin import Conversion, Origin
 
 # Between a file's fixed table and the same computed in float64; relative to its largest number from 1 on.
 TABLE_TOLERANCE = 1e-5
@@ -43,20 +44,16 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
     origin: of the file, where it is not the entry's. Raises UserError for a file of another layout (naming
     what is unexpected and what is missing), for shapes that do not fit and for NaN or infinity in a tensor.
     """
-    source, way = Path(source), find_origin(origin or entry.origin)
-    containers = way.containers if entry.container is None else (entry.container,)
-    state = foreign.state_dict(foreign.read(source), containers, source)
-    shapes = _Shapes(state.shapes)
-    shapes.what = f"{source.name}, read as {entry.name} ({way.key} layout),"
-    config = way.config(entry)
-    with torch.device("meta"):
-        wanted = _wanted(build_backbone(**config))
-    conversion = way.convert(shapes, entry)
-    _check_names(conversion, shapes, wanted)
-    _check_tables(conversion, state, source.name)
+    plan = _plan(Path(source), entry, origin)
+    if misnamed := _misnamed(plan):
+        said = " and ".join(f"{said} {listed(names)}" for said, names in misnamed.items())
+        raise UserError(f"{plan.shapes.what} {said}; name the entry that it belongs to")
+    for name in plan.conversion.tables:
+        _check_table(plan, name)
+    conversion = plan.conversion
     used = tuple(dict.fromkeys(name for made in conversion.made.values() for name in made.of))
     metadata = {
-        "backbone_config": config,
+        "backbone_config": plan.config,
         "mean": list(entry.mean),
         "std": list(entry.std),
         "method": entry.method,
@@ -69,18 +66,66 @@ def convert(source: Path, entry: Entry, target: Path, origin: str = "") -> Conve
             "labels": entry.labels,
             "learned_from": entry.learned_from,
             "licence": entry.licence,
-            "file": source.name,
-            "file_sha256": foreign.sha256(source),
-            "origin": way.key,
-            "origin_version": way.version,
+            "file": plan.source.name,
+            "file_sha256": foreign.sha256(plan.source),
+            "origin": plan.way.key,
+            "origin_version": plan.way.version,
             "used": list(used),
             "dropped": dict(conversion.dropped),
             "fresh": dict(conversion.fresh),
         },
     }
-    make = _maker(conversion, state, wanted, config, source.name)
-    sha256 = checkpoint.write_tensors(target, wanted, make, metadata)
+    sha256 = checkpoint.write_tensors(target, plan.wanted, _maker(plan), metadata)
     return Converted(target, sha256, used, conversion.dropped, conversion.fresh)
+
+
+def faults(source: Path, entry: Entry, origin: str = "") -> list[str]:
+    """All that keeps ``convert`` from converting ``source``, a sentence each; nothing is written.
+
+    Raises UnreadableError for what is no whole file of weights.
+    """
+    try:
+        plan = _plan(Path(source), entry, origin)
+    except foreign.UnreadableError:
+        raise
+    except UserError as error:
+        return [str(error)]
+    found = [f"it {said} {name}" for said, names in _misnamed(plan).items() for name in names]
+    make, conversion = _maker(plan), plan.conversion
+    whole = {name for name, made in conversion.made.items() if plan.shapes.keys() >= set(made.of)}
+    checks = [partial(_check_table, plan, name) for name in conversion.tables if name in plan.shapes]
+    checks += [partial(make, name) for name in plan.wanted if name in whole]
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What would become of a file. wanted: what is written, see ``_wanted``."""
+
+    source: Path
+    way: Origin
+    state: Mapping[str, Tensor]
+    shapes: _Shapes
+    config: dict[str, Any]
+    wanted: Mapping[str, Tensor]
+    conversion: Conversion
+
+
+def _plan(source: Path, entry: Entry, origin: str) -> _Plan:
+    way = find_origin(origin or entry.origin)
+    containers = way.containers if entry.container is None else (entry.container,)
+    state = foreign.state_dict(foreign.read(source), containers, source)
+    shapes = _Shapes(state.shapes)
+    shapes.what = f"{source.name}, read as {entry.name} ({way.key} layout),"
+    config = way.config(entry)
+    with torch.device("meta"):
+        wanted = _wanted(build_backbone(**config))
+    return _Plan(source, way, state, shapes, config, wanted, way.convert(shapes, entry))
 
 
 class _Shapes(dict[str, Size]):
@@ -92,25 +137,18 @@ class _Shapes(dict[str, Size]):
         raise UserError(f"{self.what} lacks {name}; name the entry that it belongs to")
 
 
-def _check_names(conversion: Conversion, shapes: _Shapes, wanted: Mapping[str, Tensor]) -> None:
+def _misnamed(plan: _Plan) -> dict[str, list[str]]:
+    """Names that one side has and the other does not, by what is said of them."""
+    conversion, wanted, there = plan.conversion, plan.wanted.keys(), plan.shapes.keys()
     used = {name for made in conversion.made.values() for name in made.of}
     known = used | conversion.dropped.keys() | conversion.tables.keys()
-    faults = [
-        (names, said)
-        for names, said in (
-            (sorted(shapes.keys() - known), "has the unexpected"),
-            (sorted(known - shapes.keys()), "lacks"),
-            (
-                sorted(wanted.keys() - conversion.made.keys() - conversion.fresh.keys()),
-                "has nothing for the encoder's",
-            ),
-            (sorted(conversion.made.keys() - wanted.keys()), "has more than the encoder takes:"),
-        )
-        if names
-    ]
-    if faults:
-        said = " and ".join(f"{said} {listed(names)}" for names, said in faults)
-        raise UserError(f"{shapes.what} {said}; name the entry that it belongs to")
+    found = {
+        "has the unexpected": there - known,
+        "lacks": known - there,
+        "has nothing for the encoder's": wanted - conversion.made.keys() - conversion.fresh.keys(),
+        "has more than the encoder takes:": conversion.made.keys() - wanted,
+    }
+    return {said: sorted(names) for said, names in found.items() if names}
 
 
 def listed(names: Iterable[str]) -> str:
@@ -120,20 +158,20 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + more
 
 
-def _check_tables(conversion: Conversion, state: Mapping[str, Tensor], what: str) -> None:
-    for name, ours in conversion.tables.items():
-        theirs = state[name].float()
-        if theirs.numel() != ours.numel():
-            raise UserError(
-                f"{name!r} of {what} has shape {list(theirs.shape)}, expected {list(ours.shape)}; "
-                "name the entry that it belongs to"
-            )
-        apart = (theirs.reshape(ours.shape) - ours).abs().max().item()
-        if not apart <= TABLE_TOLERANCE * max(1.0, ours.abs().max().item()):
-            raise UserError(
-                f"{name!r} of {what} is not the fixed table it is said to be (they part by {apart:.2g}); "
-                "if it was trained, give the entry the option positions: learned"
-            )
+def _check_table(plan: _Plan, name: str) -> None:
+    theirs, ours = plan.state[name].float(), plan.conversion.tables[name]
+    what = f"{name!r} of {plan.source.name}"
+    if theirs.numel() != ours.numel():
+        raise UserError(
+            f"{what} has shape {list(theirs.shape)}, expected {list(ours.shape)}; "
+            "name the entry that it belongs to"
+        )
+    apart = (theirs.reshape(ours.shape) - ours).abs().max().item()
+    if not apart <= TABLE_TOLERANCE * max(1.0, ours.abs().max().item()):
+        raise UserError(
+            f"{what} is not the fixed table it is said to be (they part by {apart:.2g}); "
+            "if it was trained, give the entry the option positions: learned"
+        )
 
 
 def _wanted(backbone: nn.Module) -> dict[str, Tensor]:
@@ -144,24 +182,19 @@ def _wanted(backbone: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _maker(
-    conversion: Conversion,
-    state: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    what: str,
-) -> Callable[[str], Tensor]:
+def _maker(plan: _Plan) -> Callable[[str], Tensor]:
     """What makes one of our tensors by name; official ones are read for it and let go of afterwards."""
+    conversion, wanted, what = plan.conversion, plan.wanted, plan.source.name
     fresh = {}
     if conversion.fresh:
-        built = build_backbone(**config).state_dict()
+        built = build_backbone(**plan.config).state_dict()
         fresh = {name: built[name] for name in conversion.fresh}
 
     def make(name: str) -> Tensor:
         if name in fresh:
             return fresh[name].to(wanted[name].dtype)
         made = conversion.made[name]
-        parts = [state[official] for official in made.of]
+        parts = [plan.state[official] for official in made.of]
         for official, part in zip(made.of, parts, strict=True):
             if not finite(part):
                 raise UserError(f"tensor {official!r} of {what} holds NaN or infinity; it is not usable")

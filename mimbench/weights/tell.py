@@ -20,7 +20,7 @@ from mimbench.weights.obtain import fetched_path
 
 FORMATS = ("table", "csv", "markdown")
 WIDE = 120  # columns of a terminal from which on the list says all
-LONGEST_NAME = 34  # letters of a name in one line of a narrow terminal
+LONGEST_NAME = 40  # letters of a name in one line of a narrow terminal
 AtHand = Literal["converted", "fetched", "to fetch", "by hand"]
 HEADS = ("name", "backbone", "data", "epochs", "told", "licence", "at hand")
 TOLD = (
@@ -101,8 +101,10 @@ def _table(found: Sequence[Entry], width: int) -> RenderableType:
         needed["name"] = min(needed["name"], LONGEST_NAME)
         short = ("data", "licence")
         left = width - sum(needed[head] for head in heads if head not in short) - len(heads) - 1
-        needed["data"] = min(needed["data"], max(left // 2, 9))
-        needed["licence"] = min(needed["licence"], max(left - needed["data"], 8))
+        needed["data"] = min(needed["data"], max(left // 2, 8))
+        needed["licence"] = min(needed["licence"], left - needed["data"])
+        if needed["licence"] < len("licence"):
+            heads.remove("licence")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1 if wide else 0))
     for head in heads:
         table.add_column(

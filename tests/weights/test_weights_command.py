@@ -144,12 +144,12 @@ def test_every_entry_can_be_shown():
 
 
 def test_figures_of_other_backbones_data_or_lengths_are_not_shown_as_an_entry_s():
-    shown = find_entry("beit@vit_base-pt1k")
+    shown = find_entry("beitv2@vit_base")
     found = figures_of(shown)
     assert found
     for figure in found:
-        assert (figure.key, figure.backbone_key) == ("beit", "vit_base_patch16")
-        assert figure.epochs in (None, 800)
+        assert (figure.key, figure.backbone_key) == ("beitv2", "vit_base_patch16")
+        assert figure.epochs in (None, 1600)
         assert figure.pretrain_data in ("", "ImageNet-1K")
     blocks, drawn = (figures_of(find_entry(f"ibot@vit_base{which}")) for which in ("", "-rand"))
     assert blocks
@@ -206,7 +206,8 @@ def test_check_says_what_is_wrong_with_converted_files(run, small, monkeypatch):
     assert run("check") == (0, f"{OTHER}: ok\nmae@vit_base: ok\n", "")
 
     path = converted_path(small[OTHER])
-    state, metadata = checkpoint.read_weights(path)
+    lazy, metadata = checkpoint.read_weights(path)
+    state = dict(lazy)
     state["norm.weight"][0] = torch.nan
     save_file(state, path, {"mimbench": json.dumps(metadata)})
     status, out, _ = run("check")
@@ -231,6 +232,40 @@ def test_check_compares_with_the_known_sum_and_says_what_is_not_there(run, small
     digest = hashlib.sha256(official()).hexdigest()
     assert f"mae@vit_base: it was made of a file with the sha256 {digest}, and the catalogue knows 000" in out
     assert f"{OTHER}: it is not converted yet" in out
+
+
+def test_check_lists_all_that_a_foreign_file_has_wrong_and_writes_nothing(run, small, tmp_path):
+    Path("fine.pth").write_bytes(official())
+    assert run("check", "mae@vit_base", "fine.pth") == (0, "fine.pth: ok\n", "")
+    wrong = {"cls_token": None, "norm.bias": None, "stray": torch.zeros(1), "another": torch.zeros(1)}
+    wrong |= {"norm.weight": torch.full((48,), torch.inf), "patch_embed.proj.bias": torch.zeros(5)}
+    Path("wrong.pth").write_bytes(official(**wrong))
+    status, out, _ = run("check", "mae@vit_base", "wrong.pth")
+    assert status == 1
+    assert [line.removeprefix("wrong.pth: ") for line in out.splitlines()] == [
+        "it has the unexpected another",
+        "it has the unexpected stray",
+        "it has nothing for the encoder's cls_token",
+        "it has nothing for the encoder's norm.bias",
+        "patch_embed.proj.bias of wrong.pth gives the shape [5] for the encoder's patch_embed.proj.bias, "
+        "expected [48]; name the entry of that architecture",
+        "tensor 'norm.weight' of wrong.pth holds NaN or infinity; it is not usable",
+    ]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    Path("noise.pth").write_bytes(b"noise")
+    assert run("check", "mae@vit_base", "noise.pth")[0] == 2
+
+
+def test_check_tells_the_released_file_from_another_of_its_layout(run, small):
+    Path("mine.pth").write_bytes(official())
+    known = small["mae@vit_base"].mirrors[0].model_copy(update={"sha256": "0" * 64})
+    small["mae@vit_base"] = small["mae@vit_base"].model_copy(update={"mirrors": (known,)})
+    status, out, _ = run("check", "mae@vit_base", "mine.pth")
+    assert status == 1
+    assert (
+        f"its sha256 is {hashlib.sha256(official()).hexdigest()}, and that of the released file is 0000"
+        in out
+    )
 
 
 def test_a_file_fetched_by_hand_takes_the_place_of_its_entry(run, small, web):
