@@ -29,7 +29,8 @@ DROPPED = {
     r"decoder_.*": "the decoder",
     r"mask_token": "hidden patches are left out, and the token is the decoder's",
 }
-DDP = "module."  # what DistributedDataParallel puts before every name
+# What may be before every name: DistributedDataParallel's, then that of a part of a model (MAE-Lite).
+WRAPPERS = re.compile(r"(?:module\.)?(?:model\.)?")
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,16 @@ def fixed_positions(built: Mapping[str, Any]) -> Tensor:
     return F.pad(table, (0, 0, backbone.prefix, 0))
 
 
-def unwrapped(shapes: Shapes, convert: Callable[[Shapes], Conversion], prefix: str = DDP) -> Conversion:
-    """``convert``, which knows bare names, for a file that may have ``prefix`` before them."""
-    theirs = {name.removeprefix(prefix): name for name in shapes}
+def unwrapped(shapes: Shapes, convert: Callable[[Shapes], Conversion]) -> Conversion:
+    """``convert``, which knows bare names, for a file that may have ``WRAPPERS`` before them."""
+    theirs = {WRAPPERS.sub("", name, count=1): name for name in shapes}
     if len(theirs) < len(shapes):  # two of one bare name: one of them is unexpected, and said to be
         return convert(shapes)
     bare = convert({name: shapes[official] for name, official in theirs.items()})
-    wrapped = any(name.startswith(prefix) for name in shapes)
+    prefix = max((official.removesuffix(name) for name, official in theirs.items()), key=len, default="")
 
     def official(name: str) -> str:
-        return theirs.get(name, prefix * wrapped + name)
+        return theirs.get(name, prefix + name)
 
     return Conversion(
         {ours: Made(tuple(map(official, made.of)), made.by) for ours, made in bare.made.items()},

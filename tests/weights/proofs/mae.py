@@ -118,6 +118,19 @@ def without_figures(
     )
 
 
+def as_part_of_a_model() -> Proof:
+    """MAE-Lite's files have the network as a part of a model, and more heads than its width tells."""
+    state = random_state(48, 2, patch=8, side=4)
+    images = images_of(32)
+    found = tokens(state, images, heads=12)
+    entry = small(
+        "mae@vit_tiny", backbone="vit_tiny_patch8", image_size=32, options={"embed_dim": 48, "depth": 2}
+    )
+    state |= {official: torch.randn(shape) for official, shape in MAE_DECODER.items()}
+    content = {"model": {f"module.model.{name}": value for name, value in state.items()}}
+    return Proof(entry, content, images, found[:, 0], found[:, 1:], "the encoder written out")
+
+
 MAE_DECODER = {
     "mask_token": (1, 1, 32),
     "decoder_pos_embed": (1, 17, 32),
@@ -141,6 +154,7 @@ PROOFS = {
     "rawpix": lambda: official("rawpix"),
     "official whole images": official_whole_images,
     "whole images": whole_images,
+    "mae-lite": as_part_of_a_model,
     "hpm": as_saved_by_ddp,
     "dbot": lambda: fork("dbot@vit_base", "tln0_nf1_s20"),
     "localmim": lambda: fork("localmim@vit_base", "default_s20", LOCALMIM, Names(norm="norm.3")),
