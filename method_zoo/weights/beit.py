@@ -6,7 +6,7 @@ BEiT, BEiT v2, data2vec, EVA-01, ConMIM, dBOT with CLIP's features and timm's Be
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
@@ -82,9 +82,16 @@ def _tables(shapes: Shapes, built: Mapping[str, Any], prefix: str) -> dict[str, 
         table = FIXED[built["positions"]](shapes[f"{prefix}cls_token"][-1], (side, side))
         found[f"{prefix}pos_embed"] = F.pad(table, (0, 0, 1, 0))  # a class token's are 0
     if built.get("rel_pos", "none") != "none":
-        index = gen_relative_position_index((side, side), class_token=True).float()
-        found |= {name: index for name in shapes if re.fullmatch(re.escape(prefix) + INDEX, name)}
+        found |= index_table(
+            built, [name for name in shapes if re.fullmatch(re.escape(prefix) + INDEX, name)]
+        )
     return found
+
+
+def index_table(built: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """Which row of a table of relative positions each pair of places looks up, by the names it has."""
+    side = built["image_size"] // int(built["name"].rpartition("patch")[2])
+    return dict.fromkeys(names, gen_relative_position_index((side, side), class_token=True).float())
 
 
 def _config(entry: Entry) -> dict[str, Any]:
