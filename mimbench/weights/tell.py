@@ -20,7 +20,7 @@ from mimbench.weights.obtain import fetched_path
 
 FORMATS = ("table", "csv", "markdown")
 WIDE = 120  # columns of a terminal from which on the list says all
-LONGEST_NAME = 40  # letters of a name in one line of a narrow terminal
+SHORTEST = 9  # letters of data set and licence on a narrow terminal
 AtHand = Literal["converted", "fetched", "to fetch", "by hand"]
 HEADS = ("name", "backbone", "data", "epochs", "told", "licence", "at hand")
 TOLD = (
@@ -98,13 +98,12 @@ def _table(found: Sequence[Entry], width: int) -> RenderableType:
             row["data"] = row["data"].replace("ImageNet-", "IN-")
     needed = {head: max([len(head), *(len(row[head]) for row in rows)]) for head in heads}
     if not wide:
-        needed["name"] = min(needed["name"], LONGEST_NAME)
-        short = ("data", "licence")
-        left = width - sum(needed[head] for head in heads if head not in short) - len(heads) - 1
-        needed["data"] = min(needed["data"], max(left // 2, 8))
+        gaps = len(heads) + 1
+        fixed = sum(needed[head] for head in ("epochs", "told", "at hand")) + gaps
+        needed["name"] = min(needed["name"], width - fixed - 2 * SHORTEST)  # a longer one takes two lines
+        left = width - fixed - needed["name"]
+        needed["data"] = min(needed["data"], left // 2)
         needed["licence"] = min(needed["licence"], left - needed["data"])
-        if needed["licence"] < len("licence"):
-            heads.remove("licence")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1 if wide else 0))
     for head in heads:
         table.add_column(
