@@ -53,7 +53,8 @@ def _measure(job: Job, stand_ins: Mapping[str, Job], workshop: Workshop) -> tupl
     recipe = recipe_of(job)
     assert recipe is not None
     method = workshop.method(job, stand_ins)
-    size = min(PROBE_IMAGES, setting.batch_size, workshop.micro_batch or setting.batch_size)
+    _, batch_size = setting.training
+    size = min(PROBE_IMAGES, batch_size, workshop.micro_batch or batch_size)
     (batch,) = training_batches(
         workshop.data.train,
         augmentation=Augmentation(),
@@ -79,7 +80,7 @@ def _measure(job: Job, stand_ins: Mapping[str, Job], workshop: Workshop) -> tupl
 
 
 def _of_budget(seconds: float, flops: float, job: Job, train_size: int) -> Estimate:
-    budget = Setting.model_validate(job.content["setting"]).budget
+    budget, _ = Setting.model_validate(job.content["setting"]).training
     images = {
         "epochs": budget.amount * train_size,
         "images": budget.amount,

@@ -27,7 +27,7 @@ SHARED_RECIPE = Recipe(
 )
 
 
-def recipe_for(card: Card, policy: Literal["paper", "shared", "released"]) -> Recipe | None:
+def recipe_for(card: Card, policy: Literal["paper", "shared"] | None) -> Recipe | None:
     """The recipe ``card``'s method is trained with; None for a method that is never trained.
 
     A tokenizer keeps its own recipe under both policies: it is no row of the table, and a

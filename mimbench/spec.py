@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -205,46 +206,60 @@ class Card(Spec):
         return {**self.content(), "recipe": self.recipe.source if self.recipe else None}
 
 
-AS_RELEASED = "as released"
-
-
 class Budget(Spec):
-    """How long pre-training lasts; "released": somebody else's did, each as it was."""
+    """How long pre-training lasts."""
 
-    unit: Literal["epochs", "images", "flops", "hours", "released"] = "epochs"
+    unit: Literal["epochs", "images", "flops", "hours"] = "epochs"
     amount: float = Field(gt=0)
 
     def __str__(self) -> str:
-        return AS_RELEASED if self.unit == "released" else f"{self.amount:g} {self.unit}"
+        return f"{self.amount:g} {self.unit}"
 
 
 LABEL = (
     "{data} · {image_size} px · {backbone} · {budget} · {recipe} recipe · batch {batch_size} · {precision}"
 )
 LABEL_RELEASED = "{data} · {image_size} px · {backbone} · released weights · {precision}"
+AS_RELEASED = "as released"  # what stands for how long and by what recipe others trained
 
 
 class Setting(Spec):
-    """Everything held identical across the rows of one table."""
+    """Everything held identical across the rows of one table.
+
+    budget, recipe and batch_size are None together: for weights that others trained, each in its own way.
+    """
 
     data: str  # the dataset's name, for people
     fingerprint: str  # of all splits' content, for identity
     image_size: int = Field(gt=0)
     backbone: str
-    budget: Budget
-    recipe: Literal["paper", "shared", "released"]
-    batch_size: int = Field(ge=0)  # effective: over accumulation and processes; 0 as released
+    budget: Budget | None
+    recipe: Literal["paper", "shared"] | None
+    batch_size: Annotated[int, Field(gt=0)] | None  # effective: over accumulation and processes
     precision: Literal["fp32", "bf16", "fp16"]
+
+    @model_validator(mode="after")
+    def _trained_or_released(self) -> Setting:
+        if len({value is None for value in (self.budget, self.recipe, self.batch_size)}) > 1:
+            raise ValueError("budget, recipe and batch_size are given together or not at all")
+        return self
 
     @classmethod
     def of_released(cls, **known: Any) -> Setting:
         """The setting of weights that others trained: what of it was ours to hold equal is ``known``."""
-        return cls(budget=Budget(unit="released", amount=1), recipe="released", batch_size=0, **known)
+        return cls(budget=None, recipe=None, batch_size=None, **known)
 
     @property
     def released(self) -> bool:
         """Whether its rows were trained elsewhere, each by its own recipe and for as long as it was."""
-        return self.budget.unit == "released"
+        return self.budget is None
+
+    @property
+    def training(self) -> tuple[Budget, int]:
+        """Budget and batch of what is trained here; ValueError where nothing is."""
+        if self.budget is None or self.batch_size is None:
+            raise ValueError("released weights are not trained here")
+        return self.budget, self.batch_size
 
     def identity(self) -> dict[str, Any]:
         """What decides results: all but the dataset's name, which a moved folder changes."""
@@ -252,12 +267,16 @@ class Setting(Spec):
 
     @property
     def label(self) -> str:
-        return (LABEL_RELEASED if self.released else LABEL).format(**self.words())
+        return labelled(self.words(), self.released)
 
     def words(self) -> dict[str, str]:
         """Its fields as people read them."""
-        words = {name: str(value) for name, value in self}
-        return words | ({"recipe": AS_RELEASED, "batch_size": AS_RELEASED} if self.released else {})
+        return {name: AS_RELEASED if value is None else str(value) for name, value in self}
+
+
+def labelled(words: Mapping[str, str], released: bool) -> str:
+    """A setting on one line, out of its fields as people read them."""
+    return (LABEL_RELEASED if released else LABEL).format(**words)
 
 
 class Job(Frozen):

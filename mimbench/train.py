@@ -112,6 +112,7 @@ def pretrain(
     cost = _fixed_cost(method, fabric)
     curve: list[dict[str, float]] = []
     if recipe is not None:
+        budget, batch_size = setting.training
         identity = {
             "method": method.card.key,
             "version": method.card.version,
@@ -126,8 +127,8 @@ def pretrain(
             recipe,
             dataset.defaults.suit(recipe.augmentation),
             setting.image_size,
-            setting.batch_size,
-            setting.budget,
+            batch_size,
+            budget,
             seed,
         )
         run = Run(
@@ -210,7 +211,7 @@ def _fixed_cost(trainee: Trainee, fabric: Fabric) -> Cost:
 def _check(method: Method, dataset: Dataset, setting: Setting, fabric: Fabric) -> None:
     if precision_of(fabric) != setting.precision:
         raise ValueError(f"the fabric trains in {precision_of(fabric)}, the setting says {setting.precision}")
-    if setting.batch_size % fabric.world_size:
+    if setting.batch_size is not None and setting.batch_size % fabric.world_size:
         raise UserError(
             f"a batch size of {setting.batch_size} does not divide over {fabric.world_size} processes; "
             "take a multiple of their number"

@@ -167,7 +167,7 @@ def _best(
     run = max(within, key=lambda r: (spent[r], r)) if within else min(trained, key=lambda r: (spent[r], r))
     if within and spent[run] >= ENOUGH * level.amount:
         return run, ""
-    budget = setting_of(runs[run][0].setting).budget
+    budget, _ = setting_of(runs[run][0].setting).training
     needed = f"--{budget.unit} {budget.amount * level.amount / spent[run]:.4g}"
     what = f"largest run of at most {level.words()}" if within else "smallest run"
     return run, f"Its {what} spent {level.words(spent[run])}; to stand in this table, run it with {needed}."
