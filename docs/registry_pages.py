@@ -16,6 +16,8 @@ import typer
 from mimbench import registry, settings
 from mimbench.cli import app
 from mimbench.spec import Card, Role
+from mimbench.weights.entries import entries, entries_of
+from mimbench.weights.entry import Entry
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -135,7 +137,7 @@ def method_page(cls: Any) -> str:
     rows = [
         ("paper", f"[{paper}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else paper),
         ("official code", f"<{card.code}>" if card.code else ""),
-        ("official weights", "<br>".join(f"<{link}>" for link in card.weights)),
+        ("released weights", "<br>".join(map(released, entries_of(card.key)))),
         ("role", card.role),
         ("scheme", prose(card.scheme)),
         ("masking", prose(card.masking)),
@@ -154,6 +156,16 @@ def method_page(cls: Any) -> str:
     parts = [f"# {prose(card.name)}\n", paragraphs(cls) + "\n", facts(rows)]
     parts += ["## Settings\n", settings_table(cls, card.key), "## Published recipe\n", recipe(card)]
     return "\n".join(parts)
+
+
+def released(entry: Entry) -> str:
+    told = " (trained on labels)" if entry.labels else ""
+    return f"[{code(entry.name)}](../reference/weights.md#{anchor(entry)}) {prose(entry.trained_on)}{told}"
+
+
+def anchor(entry: Entry) -> str:
+    """Of an entry's method on the page of weights."""
+    return entry.method.replace("_", "-")
 
 
 def recipe(card: Card) -> str:

@@ -52,7 +52,6 @@ class AttMask(IBOT):
         readout=IBOT.card.readout,
         backbone=IBOT.card.backbone,
         parity="verified",
-        weights=("https://drive.google.com/file/d/1HLMTLnEYZDrNN_8HHQRksUJaqrjsaI0m",),
         notes=(
             "The loss is iBOT's, verified as that method; the masks, which are this method's own, are equal "
             'to the official ones. mode="hint" is the README\'s first command, mode="high" its second. '

@@ -71,10 +71,6 @@ class BEiT(Method):
             "init": "beit",
         },
         parity="verified",
-        weights=(
-            "https://unilm.blob.core.windows.net/beit/beit_base_patch16_224_pt22k.pth",
-            "https://unilm.blob.core.windows.net/beit/beit_large_patch16_224_pt22k.pth",
-        ),
         notes=(
             "The paper's tokenizer is OpenAI's dVAE (8192 tokens) on a second, 112-pixel view of the same "
             "crop; here the tokenizer gets the training image and brings it to the size it needs. Without "

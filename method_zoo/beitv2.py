@@ -77,10 +77,6 @@ class BEiTv2(Method):
             "init": "beit",
         },
         parity="verified",
-        weights=(
-            "https://github.com/addf400/files/releases/download/BEiT-v2/beitv2_base_patch16_224_pt1k.pth",
-            "https://github.com/addf400/files/releases/download/BEiT-v2/beitv2_large_patch16_224_pt1k.pth",
-        ),
         notes=(
             "The paper's tokenizer is distilled from CLIP on ImageNet-1K (8192 codes of 32 numbers); here a "
             "vqkd tokenizer is trained on the same data from the teacher given to it, its cost and its "

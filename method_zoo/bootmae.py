@@ -75,10 +75,6 @@ class BootMAE(Method):
         std=HALF,
         backbone={"positions": "sincos_y_first", "qkv_bias": "query_value", "init": "mocov3"},
         parity="verified",
-        weights=(
-            "https://github.com/LightDXY/BootMAE/releases/download/v0.1.0/BootMAE_Base_800_PT.pth",
-            "https://github.com/LightDXY/BootMAE/releases/download/v0.1.0/BootMAE_Large_800_PT.pth",
-        ),
         notes=(
             "The code's blocks cover 120 of 196 patches; others at random bring the hidden ones to 147, and "
             "of the blocks up to 3 patches are left visible after all (spared), one number for the batch "

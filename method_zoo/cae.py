@@ -75,7 +75,6 @@ class CAE(Method):
             "init": "mae",
         },
         parity="verified",
-        weights=("https://drive.google.com/drive/folders/1wwhg7nj2GQuU9uthVuQLkEEXEjx90G7g",),
         notes=(
             "The code's second network for the alignment is the encoder itself: after the first step the two "
             "share their weights, and there is no moving average. Where the regressor has another width, the "

@@ -96,12 +96,6 @@ class CAPI(HandsOnAverage, Method):
         readout=Readout(token="mean"),
         backbone={"positions": "rope", "registers": 16},
         parity="verified",
-        weights=(
-            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_in1k.pth",
-            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_i22k.pth",
-            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_lvd.pth",
-            "https://dl.fbaipublicfiles.com/capi/capi_vitl14_p205.pth",
-        ),
         notes=(
             "The encoder is CAPI's own: rotary positions, registers, RMS norms, no biases, no class token. "
             "Published with 16384 clusters and images a batch; assignments are balanced over the batch at "

@@ -67,10 +67,6 @@ class CMAE(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos_y_first", "init": "mae"},
         parity="verified",
-        weights=(
-            "https://cmae.s3.us-west-1.amazonaws.com/weight/cmae_vit-base-p16_32xb128-coslr-300e_in1k.pth",
-            "https://cmae.s3.us-west-1.amazonaws.com/weight/cmae_vit-base-p16_32xb128-coslr-1600e_in1k.pth",
-        ),
         notes=(
             "The code hides cells of 2 x 2 patches at 65 percent; the paper single patches at 75 percent "
             "(mask_ratio=0.75, mask_unit=1). The code takes the first 224 pixels of a 256-pixel crop and for "

@@ -56,12 +56,6 @@ class ColorMAE(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
-        weights=(
-            "https://huggingface.co/carlosh93/colormae/resolve/main/ViT_Base/300/green/pretrain/"
-            "epoch_300.safetensors",
-            "https://huggingface.co/carlosh93/colormae/resolve/main/ViT_Base/800/green/pretrain/"
-            "epoch_800.safetensors",
-        ),
         notes=(
             "Verified are the masks that the official generator cuts out of given noise; encoder, decoder "
             "and loss are MAE's. The code cuts windows out of 3072 given patterns, one place and flip for "

@@ -58,7 +58,6 @@ class CroCo(Method):
         readout=Readout(token="mean"),
         backbone={"cls_token": False, "positions": "sincos", "init": "mae"},
         parity="verified",
-        weights=("https://download.europe.naverlabs.com/ComputerVision/CroCo/CroCo.pth",),
         notes=(
             "The official pairs are renderings and photographs of one scene from two places. A folder of "
             "images has no pairs: here the second view is another crop of the image, of at least "

@@ -61,11 +61,6 @@ class CrossMAE(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae", "final_norm": False},
         parity="verified",
-        weights=(
-            "https://huggingface.co/longlian/CrossMAE/resolve/main/vits-mr0.75-kmr0.75-dd12/imagenet-mae-cross-vits-pretrain-wfm-mr0.75-kmr0.75-dd12-ep800-ui.pth",
-            "https://huggingface.co/longlian/CrossMAE/resolve/main/vitb-mr0.75-kmr0.75-dd12/imagenet-mae-cross-vitb-pretrain-wfm-mr0.75-kmr0.75-dd12-ep800-ui.pth",
-            "https://huggingface.co/longlian/CrossMAE/resolve/main/vitl-mr0.75-kmr0.75-dd12/imagenet-mae-cross-vitl-pretrain-wfm-mr0.75-kmr0.75-dd12-ep800-ui.pth",
-        ),
         notes=(
             "The released weights predict all hidden patches, the README's command a third of them "
             "(predicted_ratio=0.25, counted in all patches as in the code), where the code also divides the "

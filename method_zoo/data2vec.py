@@ -76,11 +76,6 @@ class Data2Vec(Method):
             "init": "beit",
         },
         parity="verified",
-        weights=(
-            "https://dl.fbaipublicfiles.com/fairseq/data2vec/data2vec_vision/base_800/checkpoint-799.pth",
-            "https://dl.fbaipublicfiles.com/fairseq/data2vec/data2vec_vision/large_800/checkpoint-799.pth",
-            "https://dl.fbaipublicfiles.com/fairseq/data2vec/data2vec_vision/large_1600/checkpoint-799.pth",
-        ),
         notes=(
             "120 of 196 patches are hidden, which mask_ratio and min_block keep as shares on other grids; "
             "block masks may hide a few patches fewer, as the code's do. The published commands ask for a "

@@ -58,7 +58,6 @@ class DeepMIM(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
-        weights=("https://drive.google.com/drive/folders/1VLJX93RTnCLvIThLxmp71eBsm41HP0sw",),
         notes=(
             "Only the variant with CLIP features as target was released, and is what is verified; pixels, "
             "the paper's first target, are used where no teacher is given. CLIP's features are those after "

@@ -67,7 +67,6 @@ class EVA(Method):
             "init": "beit",
         },
         parity="verified",
-        weights=("https://huggingface.co/BAAI/EVA/blob/main/eva_psz14.pt",),
         notes=(
             "The published teacher is CLIP ViT-L/14 with its projection, the student a ViT-g/14 that sees "
             "the teacher's normalisation of the pixels; here the teacher is the one given, or one trained "

@@ -64,7 +64,6 @@ class HPM(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
-        weights=("https://drive.google.com/file/d/1443UA5e6EvGAdnUkGd3ayMGipkRwhU4u",),
         notes=(
             "Targets are normalised pixels as in MAE; the published commands leave norm_pix_loss at its "
             "default, off (norm_pix=false). The momentum grows over the first 100 epochs whatever the length "

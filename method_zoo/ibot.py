@@ -88,10 +88,6 @@ class IBOT(HandsOnAverage, Method):
         readout=Readout(token="cls"),
         backbone={"positions": "learned", "mask_token": True, "init": "dino"},
         parity="verified",
-        weights=(
-            "https://drive.google.com/file/d/1di_xSqKxEwp7TFkis8fWkhYOYH1PagkH",
-            "https://drive.google.com/file/d/1JgdVNX0zjYy9AoUEZO0BILOlFVH-1Vfu",
-        ),
         notes=(
             "Published with 10 local crops; the default of 4 is cheaper. Handed on is the moving "
             "average, whose numbers the authors publish. The head has its published size (2048, 2048, "

@@ -66,10 +66,6 @@ class IJEPA(HandsOnAverage, Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "cls_token": False, "init": "ijepa"},
         parity="verified",
-        weights=(
-            "https://dl.fbaipublicfiles.com/ijepa/IN1K-vit.h.14-300e.pth.tar",
-            "https://dl.fbaipublicfiles.com/ijepa/IN22K-vit.h.14-900e.pth.tar",
-        ),
         notes=(
             "The code's loss is smooth L1, the paper's the squared distance (loss=l2). In the code blocks "
             "never reach the last row and column of the grid, because torch excludes the upper bound of "

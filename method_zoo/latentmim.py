@@ -71,7 +71,6 @@ class LatentMIM(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "stretched", "init": "mae"},
         parity="verified",
-        weights=("https://drive.google.com/file/d/115fSOVNjprJVGEAzgIUzmMYBEdg6iL31",),
         notes=(
             "The training image comes twice, at its size and larger by the gaps; from each cell of the "
             "larger one a patch is cut at a random place, so that encoder and grid stay what they are. As "

@@ -64,10 +64,6 @@ class LocalMIM(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
-        weights=(
-            "https://github.com/Haoqing-Wang/LocalMIM/releases/download/pretrain/vit_base_localmim_hog_1600ep_pretrain.pth",
-            "https://github.com/Haoqing-Wang/LocalMIM/releases/download/pretrain/vit_large_localmim_hog_800ep_pretrain.pth",
-        ),
         notes=(
             "The ViT code's HOG version; the paper also tries normalised pixels. Decoders stand after the "
             "second and fourth block and after the third last and last one; below seven blocks they are "

@@ -56,11 +56,6 @@ class MAE(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="verified",
-        weights=(
-            "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth",
-            "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large.pth",
-            "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_huge.pth",
-        ),
         notes=(
             "The decoder keeps its published proportion to ViT-B (2/3 of the width and of the depth, 512 x 8 "
             "at most), so that it stays light beside a small encoder; decoder_dim, decoder_depth and "

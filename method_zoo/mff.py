@@ -59,10 +59,6 @@ class MFF(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="not compared",
-        weights=(
-            "https://download.openmmlab.com/mmpretrain/v1.0/mff/mff_vit-base-p16_8xb512-amp-coslr-800e_in1k/"
-            "mff_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230801-3af7cd9d.pth",
-        ),
         notes=(
             "Official code exists but no record of it was at hand: the fusion is tested against a naive one. "
             "Half of the blocks are fused, evenly spread from the first to the last: 1, 3, 5, 7, 9 and 12 of "

@@ -68,7 +68,6 @@ class MFM(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "learned", "qkv_bias": "query_value", "init": "beit"},
         parity="verified",
-        weights=("https://drive.google.com/file/d/1qgMuODAxAapwXZXbH2Bgo5s5O_zc1bdl",),
         notes=(
             "The radius is a share of the image side: the published 16 of 224. As in the code the filtered "
             "image is cut off to [0, 1], which changes a high-passed one a lot, and the loss divides by the "

@@ -57,11 +57,6 @@ class PixMIM(Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="not compared",
-        weights=(
-            "https://download.openmmlab.com/mmselfsup/1.x/pixmim/"
-            "pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k/"
-            "pixmim_vit-base-p16_8xb512-amp-coslr-800e_in1k_20230322-e8137924.pth",
-        ),
         notes=(
             "Official code exists but no record of it was at hand: the filter is tested against a naive one. "
             "radius is the published 40 of 224, in waves per image side as a share of its pixels. As in the "

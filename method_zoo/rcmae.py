@@ -59,7 +59,6 @@ class RCMAE(HandsOnAverage, Method):
         readout=Readout(token="mean"),
         backbone={"positions": "sincos", "init": "mae"},
         parity="not compared",
-        weights=("https://dl.dropbox.com/s/9ubjhgnutjtoexf/rc_mae_vit_base_pt_1600ep.pth",),
         notes=(
             "There is official code but no record of what it computes; both terms are written after it. "
             "The consistency is over the hidden patches only, as in the code. The code's momentum schedule "

@@ -69,7 +69,6 @@ class SimMIM(Method):
             "init": "beit",
         },
         parity="verified",
-        weights=("https://drive.google.com/file/d/1dJn6GYkwMIcoP3zqOEyW1_iQfpBi8UOw",),
         notes=(
             "The ViT version; the paper's main model is a Swin, which is not part of this zoo yet. "
             "mask_unit counts patches: 2 is the published 32 pixels at patch 16. The code adds 1e-5 to the "

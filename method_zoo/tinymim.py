@@ -60,7 +60,6 @@ class TinyMIM(Method):
         readout=Readout(layer=-2, token="mean"),
         backbone={"positions": "sincos", "init": "mae", "drop_path_rule": "constant"},
         parity="verified",
-        weights=("https://drive.google.com/drive/folders/10L305AoXyBSjJK7WfhBlxi3PF2Ni31Yu",),
         notes=(
             "The released code masks nothing; the paper's ablation of masking is not part of it. The "
             "student's colours are jittered, the teacher sees the same crop as it is. Relations are taken in "

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from mimbench import registry, settings
 from mimbench.spec import Card, Role
+from mimbench.weights.entries import entries_of
+from mimbench.weights.entry import Entry
 
 if TYPE_CHECKING:
     from mimbench.data.counting import Content
@@ -71,7 +73,7 @@ def method_card(key: str) -> RenderableType:
         ("paper", paper),
         ("arXiv", f"https://arxiv.org/abs/{card.arxiv}" if card.arxiv else ""),
         ("official code", card.code),
-        ("official weights", "\n".join(card.weights)),
+        ("released weights", "\n".join(_released(entry) for entry in entries_of(card.key))),
         ("role", card.role),
         ("scheme", card.scheme),
         ("masking", card.masking),
@@ -90,6 +92,11 @@ def method_card(key: str) -> RenderableType:
         ("source", inspect.getsourcefile(cls) or ""),
     ]
     return Group(_facts(rows), Text(), _settings(cls, key), *_recipe(card))
+
+
+def _released(entry: Entry) -> str:
+    """A line on released weights: their name, what they were trained on, whether on labels."""
+    return f"{entry.name}  {entry.trained_on}" + ("  (trained on labels)" if entry.labels else "")
 
 
 def _filed(card: Card) -> str:

@@ -69,6 +69,7 @@ def evaluate(job: Job, workshop: Workshop, report: Report) -> dict[str, Any]:
             "unit": cls.unit,
             "ranked": cls.ranked,
             "summary": cls.summary,
+            **({"release": told} if (told := pretrained.facts.get("release")) else {}),
             **evaluation.facts,
         },
     }

@@ -27,7 +27,8 @@ HALF = (0.5, 0.5, 0.5)
 External = Literal["none", "tokenizer", "teacher", "labels"]
 # How much a method's loss is known to be the published one: tested against the official code; official code
 # exists but no figures of it; nothing but the paper; not even the paper's formulas; nothing to equal.
-Parity = Literal["verified", "not compared", "no official code", "own formulas", "baseline"]
+# Or: trained by others, so that no loss was computed here.
+Parity = Literal["verified", "not compared", "no official code", "own formulas", "baseline", "released"]
 Role = Literal["method", "floor", "ceiling", "tokenizer"]
 
 
@@ -191,7 +192,6 @@ class Card(Spec):
     std: tuple[float, float, float] = IMAGENET_STD
     backbone: dict[str, Any] = {}  # architecture options the method asks of the backbone
     parity: Parity
-    weights: tuple[str, ...] = ()  # official weights
     notes: str = ""  # where official code and paper part, and which this follows
 
     @model_validator(mode="after")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -75,8 +77,11 @@ def build_method(
     more = dict(provided or {})
     if "num_classes" in inspect.signature(cls.__init__).parameters:
         more["num_classes"] = num_classes
+    # Beside released weights nothing is trained: their shapes are all that a floor reads of them.
+    shapes = torch.device("meta") if setting.released else nullcontext()
     with seeded_init(seed):
-        backbone = build_backbone(setting.backbone, setting.image_size, **options)
+        with shapes:
+            backbone = build_backbone(setting.backbone, setting.image_size, **options)
         method = cls(backbone, **settings, **more)
     method.settings = dict(settings)
     return method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 from mimbench import registry, settings
 from mimbench.download import fetch
 from mimbench.errors import UserError, unknown
-from mimbench.request import BUDGETS
+from mimbench.request import BUDGETS, Request
 from mimbench.spec import External
 from mimbench.weights.given import Given, is_given, resolve
 
 if TYPE_CHECKING:
     from mimbench.method import Method
-    from mimbench.request import Request
 
 
 @dataclass(frozen=True)
@@ -113,24 +112,23 @@ class Released:
         return str(self.given.config["name"])
 
     @property
+    def architecture(self) -> dict[str, Any]:
+        """What an encoder of the same kind is built from, for images of whatever size."""
+        return {name: value for name, value in self.given.config.items() if name != "image_size"}
+
+    @property
     def files(self) -> dict[str, Path]:
         return {self.given.key: self.given.path}
 
     def content(self) -> dict[str, Any]:
-        """What of a job's content it decides."""
-        release = self.given.release
-        trained_on = release.get("data", "")
-        epochs = f"{release['epochs']:g} epochs" if release.get("epochs") else ""
-        known = ", ".join(part for part in (trained_on, epochs, release.get("learned_from", "")) if part)
+        """What of a job's content it decides; what is merely told of a release may be corrected later."""
         return {
             "method": "random" if self.untrained else self.given.method,
             "variant": self.label,
             "settings": {},
-            "method_version": 1,
+            "method_version": self.given.release["origin_version"],
             "role": "floor" if self.untrained else "method",
-            "external": "none" if self.untrained else release.get("external", "none"),
             "parity": "baseline" if self.untrained else "released",
-            **({"sources": known} if known and not self.untrained else {}),
             "released": {"key": self.given.key, "untrained": self.untrained, **self.given.identity},
         }
 
@@ -192,7 +190,8 @@ def asks_for_released(request: Request) -> bool:
     Raises UserError where it also names methods to train: the two have no setting in common.
     """
     wanted = settings.parse_methods(",".join(request.methods))
-    given = [item.key for item in wanted if is_given(item.key)]
+    named = {item.key.partition("=")[0] for item in wanted if is_given(item.key)}
+    given = [item.key for item in wanted if is_given(item.key) or _stands_beside(item, named)]
     trained = [item.key for item in wanted if not is_given(item.key) and _role(item) != "floor"]
     if given and trained:
         raise UserError(
@@ -200,7 +199,13 @@ def asks_for_released(request: Request) -> bool:
             "setting in common and stand in no table together; run them apart (the same --out puts both on "
             "one page)"
         )
-    return bool(given) or any(is_given(str(item.given.get("like", ""))) for item in wanted)
+    return bool(given)
+
+
+def _stands_beside(item: settings.Wanted, named: Collection[str]) -> bool:
+    """Whether it is a floor of weights (of which some are ``named``) or of their backbone, no method's."""
+    like = str(item.given.get("like", ""))
+    return bool(like) and (is_given(like) or like in named or item.key == "pixels")
 
 
 def _role(item: settings.Wanted) -> str:
@@ -211,22 +216,30 @@ def _released(
     request: Request, wanted: Sequence[settings.Wanted], assigned: Assignments
 ) -> list[Released | Variant]:
     """Rows of released weights; before them raw pixels, and each of their architectures untrained."""
-    for name in ("backbone", *BUDGETS, "tokenizer", "teacher"):
-        if getattr(request, name) is not None:
+    for name in ("backbone", *BUDGETS, "recipe", "batch_size", "tokenizer", "teacher"):
+        if getattr(request, name) != Request.model_fields[name].default:
             raise UserError(
-                f"--{name} says how to pre-train, and these weights are trained already; leave it out"
+                f"--{name.replace('_', '-')} says how to pre-train, and these weights are trained already; "
+                "leave it out"
             )
     rows: list[Released] = []
     for item in wanted:
-        like = str(item.given.get("like", ""))
         if is_given(item.key):
             if item.given:
                 raise UserError(
                     f"{item.key} is trained already and takes no settings; leave the brackets out"
                 )
             rows.append(Released(resolve(item.key)))
-        elif is_given(like):
-            rows.append(Released(resolve(like), untrained=True))
+    named = {row.label: row.given for row in rows}
+    for item in wanted:
+        if item.key == "random":
+            if item.given.keys() != {"like"}:
+                raise UserError(
+                    "random beside released weights: say like which, and nothing else, as in "
+                    "random[like=mae@vit_base]"
+                )
+            like = str(item.given["like"])
+            rows.append(Released(named.get(like) or resolve(like), untrained=True))
     by_label: dict[str, Released] = {}
     for row in rows:
         if by_label.setdefault(row.label, row).given.key != row.given.key:
@@ -235,31 +248,31 @@ def _released(
             )
     if request.baselines:
         for row in list(by_label.values()):
-            alike = [r for r in by_label.values() if r.untrained and r.given.config == row.given.config]
-            if not alike:
+            if not any(r.untrained and r.architecture == row.architecture for r in by_label.values()):
                 floor = Released(row.given, untrained=True)
                 by_label[floor.label] = floor
     floors = [row for row in by_label.values() if row.untrained]
     methods = [row for row in by_label.values() if not row.untrained]
-    pixels = [
-        replace(variant, backbone=backbone)
-        for backbone in dict.fromkeys(row.backbone for row in by_label.values())
-        for variant in _pixels(request, wanted, assigned)
-    ]
-    return [*pixels, *floors, *methods]
+    backbones = list(dict.fromkeys(row.backbone for row in by_label.values()))
+    return [*_pixels(request, wanted, assigned, backbones), *floors, *methods]
 
 
-def _pixels(request: Request, wanted: Sequence[settings.Wanted], assigned: Assignments) -> list[Variant]:
-    named = [item for item in wanted if not is_given(item.key) and "like" not in item.given]
+def _pixels(
+    request: Request, wanted: Sequence[settings.Wanted], assigned: Assignments, backbones: Sequence[str]
+) -> list[Variant]:
+    """Raw pixels beside each backbone, on whose grid they are; beside one that is named alone."""
+    named = [item for item in wanted if not is_given(item.key) and item.key != "random"]
     if request.baselines and not named:
         named = [settings.Wanted("pixels", {})]
+    builder, found = _Builder(assigned, labelled=True), []
     for item in named:
-        if item.key != "pixels":
-            raise UserError(
-                f"{item.key} beside released weights: say whose architecture, as in random[like=mae@vit_base]"
-            )
-    builder = _Builder(assigned, labelled=True)
-    return [builder.row(item, {}) for item in named]
+        own = dict(item.given)
+        like = own.pop("like", None)
+        variant = builder.row(settings.Wanted(item.key, own), {})
+        if variant.key != "pixels":
+            raise UserError(f"{item.key} is no floor of released weights; leave it out")
+        found += [replace(variant, backbone=name) for name in ([str(like)] if like else backbones)]
+    return found
 
 
 @dataclass

@@ -50,7 +50,9 @@ def verify(
     ] = None,
     given: Annotated[
         list[Path],
-        typer.Option(metavar="FILE", help="A tokenizer or teacher that the training was given; may repeat."),
+        typer.Option(
+            metavar="FILE", help="Weights that the run was given (tokenizer, teacher, file:PATH); may repeat."
+        ),
     ] = [],  # noqa: B006
     out: Annotated[
         Path | None,

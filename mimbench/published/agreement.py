@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from scipy.stats import kendalltau
 
 from mimbench.published import Figure
-from mimbench.published.beside import Beside
+from mimbench.published.beside import Beside, meant
 
 LEAST = 5  # methods with both numbers, below which an order says nothing
 LEVEL = 0.95
@@ -63,23 +63,36 @@ def orders(found: Sequence[Beside]) -> Orders | None:
 
     found: of one metric. Published figures must share their backbone and test data, so those are taken that
     most methods have. Of each method its usual form counts, with its longest published training, by its
-    authors if they published one.
+    authors if they published one; of released weights the figure of the nearest setting, on their backbone.
     """
-    usual = [b for b in found if b.row.role == "method" and b.row.variant == b.row.method]
-    candidates = {b.row.method: [f for f in (b.figure, *b.others) if not f.variant] for b in usual}
+    usual = {
+        b.row.method: b
+        for b in reversed(found)  # of several released rows of a method the first
+        if b.row.role == "method" and (b.row.variant == b.row.method or b.row.release)
+    }
+    candidates = {method: [f for f in (b.figure, *b.others) if _fits(f, b)] for method, b in usual.items()}
     shared = Counter(place for own in candidates.values() for place in {_place(f) for f in own})
     if not shared:
         return None
     place = min(shared, key=lambda pair: (-shared[pair], pair))
     pairs = []
-    for one in usual:
+    for one in reversed(usual.values()):
         own = [f for f in candidates[one.row.method] if _place(f) == place]
-        if own:
+        if own and one.row.release:
+            pairs.append((one, own[0]))
+        elif own:
             pairs.append((one, max(own, key=lambda f: (f.measured_by == "authors", f.epochs or 0))))
     if len(pairs) < LEAST:
         return None
     agreement = kendall([f.value for _, f in pairs], [b.value for b, _ in pairs])
     return Orders(*place, tuple(pairs), agreement)
+
+
+def _fits(figure: Figure, one: Beside) -> bool:
+    """Whether a figure may stand for a row in the published order."""
+    if one.row.release is not None:
+        return figure.backbone_key == one.row.setting.backbone and meant(figure, one.row)
+    return not figure.variant
 
 
 def _place(figure: Figure) -> tuple[str, str]:

@@ -7,31 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mimbench.published import Figure
+from mimbench.published.alike import backbones_apart, same_data
 from mimbench.published.recipes import RECIPES
+from mimbench.report.cards import EXTERNAL
 from mimbench.report.tables import Cell, Column, Row, Table
 from mimbench.report.text import plain
 from mimbench.spec import Setting
+from mimbench.weights.release import Release
 
 USUAL_PIXELS = 224  # of images that encoders are trained and tested on, where a source says nothing else
-SIZES = ("micro", "tiny", "small", "base", "large", "huge", "giant")
-LETTERS = {"T": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant"}
-OTHER = 10.0  # how far a backbone is that is no plain ViT of known size
 # Training images of an epoch, where what is published says epochs alone.
 TRAIN_IMAGES = {"ImageNet-1K": 1_281_167, "Imagenette": 9_469}
-# What people call the data sets, in the last part of a dataset's name.
-ALIASES = {
-    "ImageNet-1K": r"imagenet([-_]?1k)?|in1k|ilsvrc([-_]?2012)?",
-    "ImageNet-22K": r"imagenet[-_]?2[12]k",
-    "Imagenette": r"imagenette2?[-_]?\d*",
-    "ADE20K": r"ade20k|adechallengedata2016",
-    "COCO": r"coco([-_]?2017)?",
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ def beside(table: Table, place: int, figures: Iterable[Figure]) -> list[Beside]:
         for metric in dict.fromkeys([column.metric, *cell.metrics]):
             own = fitting.get((row.method, metric))
             if own:
-                found.append(_beside(table.setting, column, row, cell, metric, own))
+                found.append(_beside(row.setting, column, row, cell, metric, own))
     return found
 
 
@@ -98,17 +89,21 @@ def _beside(
 
 
 def distance(figure: Figure, setting: Setting, column: Column, row: Row) -> tuple[float, ...]:
-    """Sorts figures, nearest first: by data, backbone, variant and length, then by protocol and source."""
+    """Sorts figures, nearest first: by data, backbone, variant and length, then by protocol and source.
+
+    Of released weights, data and length are those of their pre-training.
+    """
     here = images_seen(row)
     there = _images_there(figure)
-    if setting.budget.unit == "epochs" and figure.epochs:
-        apart = abs(math.log(setting.budget.amount / figure.epochs))
+    if (epochs := _epochs(setting, row)) and figure.epochs:
+        apart = abs(math.log(epochs / figure.epochs))
     else:
         apart = abs(math.log(here / there)) if here > 0 and there > 0 else math.inf  # NaN is not above 0
     return (
         not same_data(column.data or setting.data, figure.evaluated_on),
-        _backbones_apart(setting.backbone, figure.backbone_key, figure.backbone),
-        bool(figure.variant),
+        backbones_apart(setting.backbone, figure.backbone_key, figure.backbone),
+        not meant(figure, row),
+        bool(row.release) and not _same_training(figure, setting, row),
         apart,
         not _same_recipe(figure, column),
         figure.measured_by != "authors",
@@ -116,29 +111,25 @@ def distance(figure: Figure, setting: Setting, column: Column, row: Row) -> tupl
     )
 
 
-def _backbones_apart(here: str, key: str, words: str) -> float:
-    """0 for the same backbone, else the steps in size between plain ViTs; a tenth more for other patches."""
-    if here == key:
-        return 0.0
-    ours = re.fullmatch(r"vit_([a-z]+)_patch(\d+)", here)
-    theirs = re.fullmatch(r"ViT-([TSBLHg])(?:/(\d+))?", words)
-    if not ours or ours[1] not in SIZES or not theirs:
-        return OTHER
-    steps = abs(SIZES.index(ours[1]) - SIZES.index(LETTERS[theirs[1]]))
-    return steps + (0.0 if ours[2] == theirs[2] else 0.1)
+def _epochs(setting: Setting, row: Row) -> float | None:
+    """Of pre-training, where it was for so many."""
+    if row.release is not None:
+        return row.release.epochs
+    budget = setting.budget
+    return budget.amount if budget is not None and budget.unit == "epochs" else None
 
 
-def same_data(name: str, published: str) -> bool:
-    """Whether a dataset's name here, such as "imagenet:val" or "parquet:imagenette128", is a published one's.
+def meant(figure: Figure, row: Row) -> bool:
+    """Whether a figure is of the same form of the method: the usual one, or what its release says."""
+    wanted = {"variant": "", **(row.release.figures if row.release else {})}
+    return all(str(getattr(figure, name, "")) == value for name, value in wanted.items())
 
-    A name is all that is compared: a subset that is called imagenet passes for it.
-    """
-    source, _, rest = name.lower().partition(":")
-    last = re.split(r"[/\\]", rest.rstrip("/\\"))[-1] if rest else source
-    pattern = ALIASES.get(published, re.escape(published.lower()))
-    if source == "imagenet" and published == "ImageNet-1K":  # a source that reads its own folders
-        return True
-    return re.fullmatch(pattern, last) is not None
+
+def _same_training(figure: Figure, setting: Setting, row: Row) -> bool:
+    """Whether pre-training was on the same data, as far as names tell."""
+    if row.release is None:
+        return same_data(setting.data, figure.pretrain_data)
+    return row.release.data == figure.pretrain_data or same_data(row.release.data, figure.pretrain_data)
 
 
 def images_seen(row: Row) -> float:
@@ -154,7 +145,7 @@ def _images_there(figure: Figure) -> float:
 def reasons(figure: Figure, setting: Setting, column: Column, row: Row) -> tuple[str, ...]:
     """In what the published setting is not the measured one, in words; empty: the same as far as known."""
     found = [
-        *_data(figure, setting, column),
+        *_data(figure, setting, column, row),
         *_backbone(figure, setting, column),
         *_budget(figure, setting, row),
         *_method(figure, setting, row),
@@ -163,14 +154,15 @@ def reasons(figure: Figure, setting: Setting, column: Column, row: Row) -> tuple
     return tuple(found)
 
 
-def _data(figure: Figure, setting: Setting, column: Column) -> list[str]:
+def _data(figure: Figure, setting: Setting, column: Column, row: Row) -> list[str]:
     tested = column.data if column.tested_on else setting.data
     trained = figure.pretrain_data or "data that its source does not name"
-    same_training = same_data(setting.data, figure.pretrain_data)
+    same_training = _same_training(figure, setting, row)
+    ours = (row.release.data or "data that are not known") if row.release else setting.data
     same_test = same_data(tested, figure.evaluated_on)
-    if not same_training and not same_test and tested == setting.data and trained == figure.evaluated_on:
+    if not same_training and not same_test and tested == ours and trained == figure.evaluated_on:
         return [f"data: {tested} here, {trained} there"]
-    said = [] if same_training else [f"pre-trained on {setting.data} here, on {trained} there"]
+    said = [] if same_training else [f"pre-trained on {ours} here, on {trained} there"]
     return said + ([] if same_test else [f"tested on {tested} here, on {figure.evaluated_on} there"])
 
 
@@ -190,13 +182,15 @@ def _backbone(figure: Figure, setting: Setting, column: Column) -> list[str]:
 def _budget(figure: Figure, setting: Setting, row: Row) -> list[str]:
     here, there = images_seen(row), _images_there(figure)
     epochs = f"{figure.epochs:g} epochs" if figure.epochs else ""
-    if setting.budget.unit == "epochs" and figure.epochs == setting.budget.amount:
+    own = _epochs(setting, row)
+    asked = f"{own:g} epochs" if own else "" if row.release else str(setting.budget)
+    if own and figure.epochs == own:
         known = not math.isnan(here) and not math.isnan(there)
         if not known or math.isclose(here, there, rel_tol=0.05):
             return []
     if not epochs:
-        return [f"pre-training: {setting.budget} here, not stated there"]
-    ours = f"{setting.budget}" + ("" if math.isnan(here) else f" ({_count(here)} images seen)")
+        return [f"pre-training: {asked} here, not stated there"] if asked else []
+    ours = (asked or "not known") + ("" if math.isnan(here) else f" ({_count(here)} images seen)")
     theirs = epochs + ("" if math.isnan(there) else f" ({_count(there)})")
     return [f"pre-training: {ours} here, {theirs} there"]
 
@@ -211,6 +205,8 @@ def _count(images: float) -> str:
 
 
 def _method(figure: Figure, setting: Setting, row: Row) -> list[str]:
+    if row.release is not None:
+        return _released(figure, row, row.release)
     said = []
     changed = row.variant.removeprefix(row.method).strip("[]")
     if changed or figure.variant:
@@ -224,6 +220,18 @@ def _method(figure: Figure, setting: Setting, row: Row) -> list[str]:
         said.append("pre-training recipe: one for all methods here, its own there")
     elif published and published != setting.batch_size:
         said.append(f"batch of pre-training: {setting.batch_size} here, {published} in the published recipe")
+    return said
+
+
+def _released(figure: Figure, row: Row, release: Release) -> list[str]:
+    said = []
+    if not meant(figure, row):
+        ours = release.figures.get("variant") or "as usual"
+        said.append(f"variant: {ours} here, {figure.variant or 'as usual'} there")
+    # A tokenizer or a teacher is told in other words here and there; that there is one is not.
+    if figure.external and (release.external == "none" or (figure.external == "labels") != release.labels):
+        told = release.learned_from or EXTERNAL[release.external]
+        said.append(f"learns from {told} here, {figure.external} there")
     return said
 
 

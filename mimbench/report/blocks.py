@@ -11,10 +11,9 @@ from itertools import groupby
 import pandas as pd
 
 from mimbench.report.tables import Cell, Column, Table
-from mimbench.spec import LABEL, canonical
+from mimbench.spec import LABEL, LABEL_RELEASED, canonical
 
 LeftOut = tuple[tuple[str, str], ...]  # (method, what it lacks)
-SHARED = LABEL.partition(" · ")[2]  # a setting without its data
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +96,8 @@ def families(tables: Sequence[Table]) -> list[Family]:
             seen.add(own)
             del held["fingerprint"]
             shared = canonical([held, group])
-            words[shared] = " · ".join(filter(None, [SHARED.format(**shown), group]))
+            form = LABEL_RELEASED if setting.released else LABEL
+            words[shared] = " · ".join(filter(None, [form.partition(" · ")[2].format(**shown), group]))
             blocks = [Block(table, group, place) for place, c in enumerate(table.columns) if c.ranked]
             found[shared] += [b for b in blocks if any(c.state == "value" for c in b.cells().values())]
     return [Family(words[shared], tuple(_titled(blocks))) for shared, blocks in found.items() if blocks]
@@ -106,11 +106,13 @@ def families(tables: Sequence[Table]) -> list[Family]:
 def _titled(blocks: Sequence[Block]) -> list[Block]:
     """The same, each with a title of its own."""
     titles = [f"{block.protocol} on {block.data}" for block in blocks]
-    titles = _apart(
-        titles, [f"{title}, pre-trained on {b.trained_on}" for title, b in zip(titles, blocks, strict=True)]
-    )
+    titles = _apart(titles, [_with_origin(*pair) for pair in zip(titles, blocks, strict=True)])
     titles = _apart(titles, [f"{title} ({number})" for number, title in enumerate(titles, start=1)])
     return [replace(block, title=title) for block, title in zip(blocks, titles, strict=True)]
+
+
+def _with_origin(title: str, block: Block) -> str:
+    return title if block.table.setting.released else f"{title}, pre-trained on {block.trained_on}"
 
 
 def _apart(short: Sequence[str], long: Sequence[str]) -> list[str]:

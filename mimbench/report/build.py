@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mimbench.errors import UserError
 from mimbench.report.cells import flags_of, make_cell, with_ranks
 from mimbench.report.columns import check_names, column_of, column_sets, keeps
 from mimbench.report.conflicts import refuse_two_answers
@@ -19,6 +20,7 @@ from mimbench.report.entries import setting_of, without
 from mimbench.report.layout import Layout
 from mimbench.report.level import Chosen, Run, choose, run_of
 from mimbench.report.tables import Cell, Column, Row, Table
+from mimbench.spec import AS_RELEASED
 
 
 def build(frame: pd.DataFrame, layout: Layout) -> list[Table]:
@@ -36,9 +38,23 @@ def build(frame: pd.DataFrame, layout: Layout) -> list[Table]:
         refuse_two_answers(own)
     found = []
     for own in sorted(joined.values(), key=lambda own: min(entry.setting for entry in own)):
+        own_layout = _at_known_cost(own, layout)
         for place, columns in enumerate(column_sets(own, layout)):
-            found.append(_table(columns, own, layout, main=place == 0))
+            found.append(_table(columns, own, own_layout, main=place == 0))
+            if own_layout is not layout:
+                found[-1] = replace(found[-1], unlevelled=True)
+    if found and all(table.unlevelled for table in found):
+        raise UserError(
+            "what the pre-training of released weights cost is not known here, so that they cannot be "
+            "compared at an equal cost; leave out --at"
+        )
     return _with_differences(found)
+
+
+def _at_known_cost(entries: Sequence[Any], layout: Layout) -> Layout:
+    """The layout, without its level of cost for rows whose cost is not known here."""
+    released = setting_of(entries[0].setting).released
+    return replace(layout, level=None) if layout.level and released else layout
 
 
 def _table(columns: tuple[Column, ...], entries: list[Any], layout: Layout, main: bool) -> Table:
@@ -148,6 +164,8 @@ def _row(own: list[Any], columns: tuple[Column, ...], seeds: tuple[int, ...], ol
         curves={seed: e.curve for seed, e in sorted(trained.items()) if e.curve},
         finished=max(e.finished for e in own),
         flags=flags_of(list(trained.values()), seeds),
+        release=next((e.release for e in own if e.release is not None), None),
+        epochs=float(np.mean([costs[s].epochs if s in costs else NAN for s in seeds])) if seeds else NAN,
         card=next((e.card for e in trained.values() if e.card is not None), None),
     )
 
@@ -156,7 +174,11 @@ def _with_differences(found: list[Table]) -> list[Table]:
     """The tables, each told in what it differs from the others."""
     facts = []
     for table in found:
-        own = {name.replace("_", " "): value for name, value in table.held.items()}
+        held = dict(table.held)
+        if table.setting.released:
+            held = {name: value for name, value in held.items() if value != AS_RELEASED}
+        own = {"weights": "released by others" if table.setting.released else "trained here"}
+        own |= {name.replace("_", " "): value for name, value in held.items()}
         own["content of the data"] = own.pop("fingerprint")[:8]
         for column in table.columns:
             name = f"{column.name} on {column.data}" if column.tested_on else column.name

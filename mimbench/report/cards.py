@@ -18,6 +18,7 @@ PARITY = {
     "not compared": "Not compared: there is official code, but no figures of it to hold its loss against.",
     "no official code": "There is no official code: it follows the paper alone.",
     "own formulas": "Not the published formulas, which the paper does not give; see the notes.",
+    "released": "Its loss is not compared: these weights were trained by others.",
     "baseline": "A baseline: there is no published loss to equal.",
 }
 CRITERIA = ("scheme", "masking", "target", "architecture", "objective")  # of the survey's taxonomy

@@ -19,6 +19,7 @@ from mimbench.report.text import HOLE, number
 
 # Cost columns by their keys and headings; where the terminal is narrow, the last go first.
 COSTS = (("hours", "time"), ("images_per_second", ""), ("pflops", ""), ("memory_gib", ""))
+COSTS_RELEASED = (("parameters_m", "params"), ("encoder_gflops", "encoder"))
 # (cost columns, width of names, figures below each other), the first that fits is drawn.
 PLANS = ((4, 60, False), (4, 24, False), (3, 24, False), (2, 20, False), (1, 16, False), (1, 16, True))
 
@@ -70,7 +71,7 @@ def _draw(table: Table, places: Sequence[int], costs: int, names: int, stacked: 
     for place in places:
         drawn.add_column(_head(table.columns[place], stacked), no_wrap=not stacked, overflow="fold")
     wanted = [(SPENT.key, SPENT.title.lower())] if table.level and places[:1] == [0] else []
-    wanted += COSTS[:costs]
+    wanted += (COSTS_RELEASED if table.setting.released else COSTS)[:costs]
     shown = [(key, title, *BY_KEY[key].unit(r.cost[key] for r in table.rows)) for key, title in wanted]
     for _, title, _, unit in shown:
         drawn.add_column(f"{title}\n{unit}".strip(), justify="right", no_wrap=True)

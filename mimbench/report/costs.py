@@ -53,8 +53,14 @@ COSTS = (
     Cost(
         "parameters_m",
         "Params",
-        "of everything pre-training held, frozen parts included",
+        "of everything pre-training held, frozen parts included; of released weights, of the encoder",
         ((1, "M"), (1e3, "k")),
+    ),
+    Cost(
+        "encoder_gflops",
+        "Encoder",
+        "forward pass of one image through the encoder, where weights are used as released",
+        ((1e-3, "TFLOP"), (1, "GFLOP"), (1e3, "MFLOP")),
     ),
     Cost(
         "tokens_m",
@@ -70,7 +76,8 @@ BY_KEY = {cost.key: cost for cost in (SPENT, *COSTS)}
 def amounts(cost: Mapping[str, Any]) -> dict[str, float]:
     """The number under each of ``COSTS``, in the unit that its key names; NaN for what was not measured.
 
-    A method that was never trained has cost no time and no computation, but has no speed and no peak.
+    A method that was never trained has cost no time and no computation, but has no speed and no peak. What
+    others trained has cost something that is not known.
     """
     if not cost:
         return {column.key: NAN for column in COSTS}
@@ -83,6 +90,7 @@ def amounts(cost: Mapping[str, Any]) -> dict[str, float]:
         "pflops": _total(cost, "flops") / 1e15,
         "memory_gib": max(c.get("peak_memory_bytes", 0) for c in (cost, *needed)) / 2**30 or NAN,
         "parameters_m": cost.get("parameters_total", NAN) / 1e6,
+        "encoder_gflops": cost.get("encoder_flops", NAN) / 1e9,
         "tokens_m": NAN if cost.get("tokens_seen") is None else cost["tokens_seen"] / 1e6,
     }
 

@@ -13,6 +13,7 @@ from mimbench.report.cards import MethodCard
 from mimbench.report.costs import NAN, amounts, device, devices
 from mimbench.report.text import plain
 from mimbench.spec import External, Record, Role, Setting, canonical
+from mimbench.weights.release import Release
 
 
 class _Data(BaseModel):
@@ -60,6 +61,7 @@ class _Facts(BaseModel):
     ranked: bool = True
     flags: list[str] = []
     card: MethodCard | None = None  # of a pre-training's method; records of earlier versions have none
+    release: Release | None = None  # of weights that were trained elsewhere
 
 
 def entry(record: Record, file: str) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def entry(record: Record, file: str) -> dict[str, Any]:
     data = content.data
     if data is not None and data.fingerprint == content.setting.fingerprint:
         data = None
+    release = facts.release
     metric = facts.metric or next(iter(record.metrics), "")
     return {
         "record": record.id,
@@ -91,8 +94,9 @@ def entry(record: Record, file: str) -> dict[str, Any]:
         "recipe": content.recipe or {},
         "content": record.content,
         "role": content.role,
-        "external": content.external,
-        "sources": content.sources,
+        "external": release.external if release else content.external,
+        "sources": release.learned_from if release else content.sources,
+        "release": release,
         "parity": content.parity,
         "settings": canonical(content.settings),
         "seed": content.seed,
@@ -134,7 +138,9 @@ def setting_of(content: str) -> Setting:
 def without(content: str, free: tuple[str, ...]) -> str:
     """What decides the results of an entry's setting, but for the fields ``free``; canonical JSON."""
     identity = setting_of(content).identity()
-    return canonical({name: value for name, value in identity.items() if name not in free})
+    kept = {name: value for name, value in identity.items() if name not in free}
+    # Whatever rows may differ in: what is trained here and what others trained have no setting in common.
+    return canonical({**kept, "released": True} if setting_of(content).released else kept)
 
 
 def _choice(selection: dict[str, Any]) -> dict[str, Any]:
@@ -152,11 +158,13 @@ def _choice(selection: dict[str, Any]) -> dict[str, Any]:
 
 
 def _epochs(setting: Setting, record: Record) -> float:
-    """Passes over the training images in its own pre-training; NaN where the record does not tell."""
-    images = record.cost.get("images")
+    """Passes over its training images in its own pre-training; NaN where the record does not tell."""
+    release, images = record.facts.get("release"), record.cost.get("images")
+    if release:
+        return release.get("epochs") or NAN
     if not images:
         return NAN if images is None else 0.0
-    if setting.budget.unit == "epochs":
+    if setting.budget is not None and setting.budget.unit == "epochs":
         return setting.budget.amount
     own = record.data.get("fingerprint") == setting.fingerprint
     size = record.data.get("sizes", {}).get("train") if own else None

@@ -17,7 +17,7 @@ from mimbench.report.markdown import one_line
 from mimbench.report.tables import Body, Row, Table
 from mimbench.report.text import number
 
-SHOWN = ("hours", "pflops")
+SHOWN = ("hours", "pflops", "encoder_gflops")
 HEAD = "% Written by mimbench leaderboard. The preamble needs \\usepackage{booktabs,xcolor,adjustbox}\n"
 # Left alone by the encoder, yet not what they seem: signs of their own, and those that join when doubled.
 OWN = {"`": r"{\textasciigrave}", "|": r"{\textbar}"}

@@ -10,6 +10,7 @@ from mimbench import settings
 from mimbench.errors import UserError, unknown
 from mimbench.report.level import Level
 from mimbench.report.tables import Row
+from mimbench.spec import AS_RELEASED, Budget
 
 # What rows may stand in groups by. Settings that differ in nothing but such fields share one table then.
 OF_SETTING = ("backbone", "budget", "image_size", "recipe", "batch_size", "precision")
@@ -63,7 +64,7 @@ class Layout:
 
     def heading(self, row: Row) -> str:
         """Of the group that a row stands in; "" without groups."""
-        return " · ".join(_heading(name, row) for name in self.group)
+        return " · ".join(dict.fromkeys(_heading(name, row) for name in self.group))
 
     def place(self, row: Row) -> tuple[Any, ...]:
         """Sorts groups: by name or size, and by what is given to pre-training from nothing to labels."""
@@ -103,11 +104,12 @@ def _numbers(given: str | int | Sequence[int]) -> tuple[int, ...]:
 def _heading(name: str, row: Row) -> str:
     if name in OF_ROW:
         return HEADINGS[getattr(row, name)]
-    return FORMS.get(name, "{}").format(row.setting.words()[name])
+    words = row.setting.words()[name]
+    return words if words == AS_RELEASED else FORMS.get(name, "{}").format(words)
 
 
 def _order(name: str, row: Row) -> Any:
     if name in OF_ROW:
         return list(HEADINGS).index(getattr(row, name))
     value = getattr(row.setting, name)
-    return (value.unit, value.amount) if name == "budget" else value
+    return (value.unit, value.amount) if isinstance(value, Budget) else value

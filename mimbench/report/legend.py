@@ -8,6 +8,12 @@ from mimbench.report import ties
 from mimbench.report.tables import Table
 
 EDGE, FLAG, TIE = "†", "‡", "="
+RANDOM = ", raw pixels and each architecture with random weights"
+RELEASED = (
+    "Weights as others released them, pre-trained on the data and for as long as stands beside each name; "
+    "what that cost is not known here."
+)
+UNLEVELLED = "They stand at no level of cost, therefore."
 
 
 def signs(table: Table) -> list[str]:
@@ -18,7 +24,10 @@ def signs(table: Table) -> list[str]:
     if images:
         found.append(f"[low, high]: 95 % interval over the {_counted(images)}test images")
     if any(len(cell.seeds) > 1 for cell in cells):
-        found.append(f"±: standard deviation over {len(table.seeds)} seeds")
+        what = f"{len(table.seeds)} seeds"
+        if table.setting.released:  # random floors alone are drawn anew
+            what += " of the evaluation"
+        found.append(f"±: standard deviation over {what}")
     if any(cell.rank.endswith(TIE) for cell in cells):
         found.append(
             f"{TIE}: a tie, the paired test cannot tell them apart (p ≥ 0.05, corrected for how many there "
@@ -27,9 +36,11 @@ def signs(table: Table) -> list[str]:
     if any(cell.edges for cell in cells):
         found.append(f"{EDGE}: chosen at the edge of what was tried")
     if any(row.role == "floor" for row in table.rows):
-        found.append("floor: no pre-training")
+        found.append(f"floor: no pre-training{RANDOM if table.setting.released else ''}")
     if any(row.role == "ceiling" for row in table.rows):
         found.append("ceiling: trained with the labels")
+    if any(row.role == "method" and row.external == "labels" for row in table.rows):
+        found.append("labels: trained on labels, so it does not compare with rows that saw none")
     return found
 
 
@@ -42,6 +53,8 @@ def differences(table: Table) -> str:
 def remarks(table: Table) -> list[str]:
     """Sentences on the cost at which it compares, its ties, its flags and what failed."""
     found = [table.level.rule] if table.level else []
+    found += [RELEASED] if table.setting.released else []
+    found += [UNLEVELLED] if table.unlevelled else []
     found += [
         f"{column.title}: {ties.sentence(table, place, *pairs[0])}"
         for place, column in enumerate(table.columns)

@@ -16,7 +16,7 @@ from mimbench.report.legend import EDGE, FLAG, differences, remarks, signs
 from mimbench.report.tables import Row, Table
 from mimbench.report.text import HOLE, number
 
-SHOWN = ("hours", "images_per_second", "pflops")
+SHOWN = ("hours", "images_per_second", "pflops", "encoder_gflops")
 # What starts emphasis, code, links, HTML, entities, headings, lists, tables or GitHub's own links.
 SPECIAL = re.compile(r"[\\`*_\[\]<>|~&#$@]|(?<=www)\.|:(?=//)|^[-+=]")
 NUMBERED = re.compile(r"^(\d+)([.)])")

@@ -19,6 +19,7 @@ from mimbench.report.tables import Table
 FOLDED = 4  # with more columns than this, what is said of each is folded away
 WIDE = 10  # with more columns of numbers than this, a table is printed small
 MOST_ROWS = 300  # of a table that are laid out before somebody asks for all; page.js counts on it
+TITLED = ("data", "backbone", "budget", "weights")  # what a table differs in that its title says anyway
 FILTERED = ("scheme", "masking", "target")  # criteria of the survey's taxonomy that rows are filtered by
 
 
@@ -38,6 +39,7 @@ def html(found: Sequence[Table], folders: Path | Sequence[Path], out: Path) -> s
         style=style,
         script=script,
         views=[_view(table, number, surroundings) for number, table in enumerate(found, start=1)],
+        any_released=any(table.setting.released for table in found),
         any_older=any(body.older for table in found for body in table.bodies),
         criteria=_criteria(found),
         folded=FOLDED,
@@ -106,6 +108,9 @@ def _view(table: Table, number: int, surroundings: Surroundings) -> dict[str, An
         ],
         "costs": costs,
         "wide": len(table.columns) * (2 if len(table.seeds) > 1 else 1) + len(costs) > WIDE,
+        "interpolated": any(
+            row.release.image_size not in (None, row.setting.image_size) for row in table.rows if row.release
+        ),
         "devices": sorted({row.device for row in table.rows if row.device}),
         "sections": sections.of_table(table, surroundings),
     }
@@ -125,8 +130,9 @@ def _criteria(found: Sequence[Table]) -> list[tuple[str, list[str]]]:
 def _title(table: Table) -> str:
     """Names the table, and what sets it apart where data, backbone and budget do not."""
     held = table.held
-    apart = [f"{name} {value}" for name, value in table.differs if name not in ("data", "backbone", "budget")]
-    return " · ".join([held["data"], held["backbone"], held["budget"], *apart])
+    what = "released weights" if table.setting.released else held["budget"]
+    apart = [f"{name} {value}" for name, value in table.differs if name not in TITLED]
+    return " · ".join([held["data"], held["backbone"], what, *apart])
 
 
 def _bounds(table: Table, place: int) -> tuple[float, float]:

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from mimbench.report.tables import Cell, Column, Row, Table
-from mimbench.spec import canonical
+from mimbench.spec import AS_RELEASED, canonical
+from mimbench.weights.release import Release
 
 # A cell that starts like this is a formula to Excel, LibreOffice and Google Sheets (OWASP, CSV Injection).
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -22,6 +23,8 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
     ``0:0.871 1:0.869`` and their records stand in the same order. ``p_above`` is the p-value against the
     method ranked just above, corrected for the number of methods in its column; ``p_above_raw`` is not.
     So many ``images_needed`` or ``seeds_needed`` would probably tell the two apart, where they tie.
+    ``weights`` are "trained here" or "released", "" of floors; what is known of a released file stands in
+    ``pretrain_data``, ``pretrain_epochs`` and ``weights_…``.
     Ranks and tests are within a ``group``. Of tables at equal cost ``level_share`` is the share of it that
     a row's run spent.
     """
@@ -38,14 +41,28 @@ def summary(found: Sequence[Table]) -> pd.DataFrame:
 
 def _setting(table: Table, row: Row) -> dict[str, Any]:
     return {
-        **row.setting.content(),
-        "budget": str(row.setting.budget),
+        **{name: AS_RELEASED if value is None else value for name, value in row.setting.content().items()},
+        "weights": _weights(row),
+        "budget": row.setting.words()["budget"],
         "compared_at": table.level.title if table.level else "",
         "group": row.group,
     }
 
 
+def _weights(row: Row) -> str:
+    if row.release is not None:
+        return "released"
+    return "trained here" if row.recipe else ""
+
+
+def _pretrain_data(row: Row) -> str:
+    if row.release is not None:
+        return row.release.data
+    return row.setting.data if row.recipe else ""
+
+
 def _method(row: Row) -> dict[str, Any]:
+    release = row.release or Release()
     return {
         "role": row.role,
         "method": row.method,
@@ -54,6 +71,12 @@ def _method(row: Row) -> dict[str, Any]:
         "older_version": row.older,
         "external": row.external,
         "learns_from": row.sources,
+        "pretrain_data": _pretrain_data(row),
+        "pretrain_epochs": row.epochs,
+        "weights_file": release.file,
+        "weights_file_sha256": release.file_sha256,
+        "weights_licence": release.licence,
+        "weights_layout": release.layout,
         "parity": row.parity,
         "settings": row.settings,
         "pretrain_flagged": " | ".join(row.flags),

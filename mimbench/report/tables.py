@@ -14,7 +14,8 @@ from mimbench.report import text
 from mimbench.report.cards import MethodCard
 from mimbench.report.costs import COSTS, NAN, SPENT, Cost
 from mimbench.report.level import Level
-from mimbench.spec import LABEL, Setting
+from mimbench.spec import Setting, labelled
+from mimbench.weights.release import Release
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class Row:
     finished: str  # when the newest of its records was, ISO 8601
     flags: tuple[str, ...] = ()  # what to know about its pre-training, in sentences
     card: MethodCard | None = None  # None where its records keep none
+    release: Release | None = None  # of weights that were trained elsewhere
+    epochs: float = NAN  # of its own pre-training, mean over seeds
     group: str = ""  # heading that it stands under; "" where rows stand in none
 
     @property
@@ -161,12 +164,13 @@ class Table:
     differs: tuple[tuple[str, str], ...]  # (what, its value here), wherever the tables part
     failures: tuple[tuple[str, str, str], ...]  # (job's name, error, record id)
     level: Level | None = None  # cost at which rows are compared; None: all had one budget, or a group each
+    unlevelled: bool = False  # a level was asked for, and what its rows cost is not known here
     varies: tuple[str, ...] = ()  # fields of the setting in which rows may differ
     files: Mapping[str, str] = field(default_factory=dict, repr=False)  # of all its records, by their ids
 
     @property
     def label(self) -> str:
-        return LABEL.format(**self.held)
+        return labelled(self.held, self.setting.released)
 
     @cached_property
     def held(self) -> dict[str, str]:
@@ -222,6 +226,7 @@ class Table:
         if row.external == "labels" or (row.external != "none" and not row.sources):
             found.append(row.external)
         found += [row.sources] if row.sources else []
+        found += [row.release.trained_on] if row.release and row.release.trained_on else []
         found += ["not the published formulas"] if row.parity == "own formulas" else []
         found += [f"older version {row.version}"] if row.older else []
         if len(self._budgets) > 1 and row.cost["pflops"] > 0:

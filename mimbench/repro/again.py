@@ -38,11 +38,8 @@ def options_of(
         "methods": [_row(record, files or {})],
         "protocol": ["none"],
         "data": list(data),
-        "backbone": setting.backbone,
         "image_size": setting.image_size,
-        setting.budget.unit: setting.budget.amount,
-        "recipe": setting.recipe,
-        "batch_size": setting.batch_size,
+        **_training(setting),
         "precision": setting.precision,
         "seeds": [content["seed"]],
         "baselines": False,
@@ -56,9 +53,26 @@ def options_of(
     return options
 
 
+def _training(setting: Setting) -> dict[str, Any]:
+    """The options of what is trained here; none for released weights."""
+    if setting.budget is None:
+        return {}
+    return {
+        "backbone": setting.backbone,
+        setting.budget.unit: setting.budget.amount,
+        "recipe": setting.recipe,
+        "batch_size": setting.batch_size,
+    }
+
+
 def _row(record: Record, files: Mapping[str, Path]) -> str:
     """The item of ``--methods`` that brings the record's method along."""
     label = str(record.content.get("variant") or record.content["method"])
+    if "released" in record.content:
+        return _released(record, label, files)
+    if record.content["setting"]["budget"] is None:  # raw pixels beside released weights
+        like = f"like={record.content['setting']['backbone']}"
+        return f"{label[:-1]},{like}]" if label.endswith("]") else f"{label}[{like}]"
     if record.kind == "tokenizer":
         label = _host(record.content["method"], label)
 
@@ -72,6 +86,31 @@ def _row(record: Record, files: Mapping[str, Path]) -> str:
         )
 
     return GIVEN.sub(path, label)
+
+
+def _released(record: Record, label: str, files: Mapping[str, Path]) -> str:
+    """The item that names released weights: the catalogue's by name, others by a file that was given."""
+    released = record.content["released"]
+    name = label.removeprefix("random[like=").removesuffix("]") if released["untrained"] else label
+    file = next((path for path in files.values() if _holds(path, released["file_sha256"])), None)
+    of = record.facts.get("release", {}).get("name", "") or name
+    if file is None and not (of.startswith(("timm:", "hf:")) or ("@" in of and ":" not in of)):
+        raise UserError(
+            f"{record.name} was made of a weights file of its own (sha256 {released['file_sha256'][:8]}…); "
+            "give that file, or what it was converted to, with --given PATH"
+        )
+    source = f"file:{file}" if file else of
+    source = source if source == name else f"{name}={source}"
+    return f"random[like={source}]" if released["untrained"] else source
+
+
+def _holds(path: Path, file_sha256: str) -> bool:
+    """Whether a file of ours is, or was converted from, the one of that content."""
+    from mimbench import checkpoint
+    from mimbench.weights.given import release_of
+
+    metadata = checkpoint.read_metadata(path)
+    return "backbone_config" in metadata and release_of(path, metadata)["file_sha256"] == file_sha256
 
 
 def _host(key: str, label: str) -> str:
@@ -166,7 +205,8 @@ def plan_again(record: Record, datasets: Sequence[Dataset], files: Mapping[str, 
     try:
         plan = make_plan(make_request(given), datasets, given["precision"])
     except UserError as error:
-        raise UserError(f"{record.name} cannot be asked for today: {error}") from error
+        by_hand = "; or give its weights with --given PATH" if "released" in record.content else ""
+        raise UserError(f"{record.name} cannot be asked for today: {error}{by_hand}") from error
     for job in plan:
         if job.id == record.id:
             return Again(plan, job)

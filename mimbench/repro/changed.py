@@ -57,6 +57,8 @@ Part = tuple[str, str, dict[str, Any], Any, str]  # kind, key, settings, version
 
 def _methods(content: dict[str, Any]) -> Iterator[Part]:
     """A record's method, and what was trained for it."""
+    if "released" in content:  # used as it is
+        return
     yield "method", content["method"], content.get("settings", {}), content.get("method_version"), ""
     for source in content.get("provided", {}).values():
         if "method" in source:

@@ -30,22 +30,34 @@ def line(record: Record) -> JobLine:
 def rows(found: Sequence[Record]) -> tuple[Row, ...]:
     """What was trained, in alphabetical order."""
     seeds: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    cards = {
+        r.content["method"]: {
+            name: r.facts["card"].get(name) for name in ("paper", "arxiv", "code", "version")
+        }
+        for r in found
+        if r.facts.get("release") and "card" in r.facts  # whose method's code is not needed
+    }
     for record in found:
         content = record.content
         key = content["method"]
         variant = str(content.get("variant") or key)
         seeds[variant, key, str(content.get("role", "method"))].add(content["seed"])
     return tuple(
-        Row(variant=variant, role=role, seeds=tuple(sorted(used)), **_card(key))
+        Row(variant=variant, role=role, seeds=tuple(sorted(used)), **_card(key, cards.get(key, {})))
         for (variant, key, role), used in sorted(seeds.items())
     )
 
 
-def _card(key: str) -> dict[str, Any]:
+def _card(key: str, kept: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a method here; kept: what a record keeps of one that is not installed."""
     try:
         card = registry.find_method(key).card
     except UnknownNameError:
-        return {"paper": "", "arxiv": "", "code": "", "version": None}
+        released = {"version": 0} if kept.get("parity") == "released" else {}  # its code is not needed
+        return {name: kept.get(name, "") for name in ("paper", "arxiv", "code")} | {
+            "version": None,
+            **released,
+        }
     paper = f"{card.paper} ({card.authors}, {card.year})" if card.authors else card.paper
     return {"paper": paper, "arxiv": card.arxiv, "code": card.code, "version": card.version}
 

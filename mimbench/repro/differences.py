@@ -125,11 +125,11 @@ def _facts(record: Record) -> Iterator[Fact]:
         yield ("question", "test images"), data.get("fingerprints", {}).get("test", tested)
     yield ("method", "method"), content.get("method")
     yield ("method", "method_version"), content.get("method_version")
-    for part in ("settings", "provided", "recipe"):
+    for part in ("settings", "provided", "recipe", "released"):
         yield from _flat("method", part, content.get(part) or {})
     for name in ("backbone", "image_size", "recipe", "batch_size", "precision"):
         yield ("setting", name if name != "recipe" else "recipe policy"), setting.get(name)
-    yield from _flat("setting", "budget", setting.get("budget", {}))
+    yield from _flat("setting", "budget", setting.get("budget") or {})
     yield ("data", "pre-training data"), setting.get("fingerprint")
     for name in ("fingerprint", "sizes", "split_rule", "store_side", "skipped"):
         yield ("data", name), data.get(name)

@@ -95,6 +95,19 @@ class Weights(Frozen):
     state: Literal["matches", "missing", "differs"]
 
 
+class Released(Frozen):
+    """Weights that were trained elsewhere: what is known of them, in words; "" for what is not."""
+
+    variant: str
+    trained_on: str
+    told: str  # beside the images: "labels", "tokenizer: DALL-E's"
+    licence: str
+    address: str
+    file: str
+    sha256: str
+    layout: str
+
+
 class Row(Frozen):
     """A row of the tables: what was trained, by whom it is published, under which seeds."""
 
@@ -177,6 +190,7 @@ class Report(Frozen):
     code: tuple[Fact, ...]
     data: tuple[Data, ...]
     weights: tuple[Weights, ...]
+    released: tuple[Released, ...] = ()
     seeds: tuple[int, ...]
     cost: Cost
     failures: tuple[Failure, ...]

@@ -93,9 +93,10 @@ def _other(spec: str, data: Dataset, record: Record, wanted: dict[str, str]) -> 
 
 
 def hashes(paths: Sequence[Path]) -> dict[str, Path]:
-    """Weights files by their sha256. Raises UserError for one that is not there."""
+    """Weights files, or those of jobs' folders, by sha256. Raises UserError for one that is not there."""
     found = {}
     for path in paths:
+        path = path / checkpoint.ENCODER_FILE if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"no weights file at {path}; check the path")
         found[checkpoint.sha256(path)] = path

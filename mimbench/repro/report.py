@@ -101,6 +101,7 @@ def make_report(folder: Path, names: Sequence[str] = ()) -> Report:
         code=code,
         data=data,
         weights=weights,
+        released=surroundings.released(found),
         seeds=tuple(sorted({record.content["seed"] for record in found})),
         cost=cost,
         failures=failures,

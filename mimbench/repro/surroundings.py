@@ -12,8 +12,9 @@ from typing import Any
 from mimbench import settings
 from mimbench.ledger import Ledger
 from mimbench.provenance import DISTRIBUTIONS
-from mimbench.repro.dossier import Cost, Data, Fact, Value, Weights
+from mimbench.repro.dossier import Cost, Data, Fact, Released, Value, Weights
 from mimbench.spec import Record
+from mimbench.weights.release import Release
 
 CHANGES = "changes on top of the commit"  # name of the fact
 MACHINE = ("platform", "cpu", "cpu_count", "gpus", "cuda", "tf32", "torch_threads")
@@ -135,6 +136,26 @@ def weights(found: Sequence[Record], folder: Path) -> tuple[Weights, ...]:
         if record.kind != "evaluate" and record.status == "done"
         for name, sha256 in record.product.items()
     )
+
+
+def released(found: Sequence[Record]) -> tuple[Released, ...]:
+    """The weights that were trained elsewhere, by the names of their rows."""
+    told: dict[str, Released] = {}
+    for record in found:
+        if record.kind != "evaluate" and (facts := record.facts.get("release")):
+            release = Release.model_validate(facts)
+            parts = ("" if release.external == "none" else release.external, release.learned_from)
+            told[record.content["variant"]] = Released(
+                variant=record.content["variant"],
+                trained_on=release.trained_on,
+                told=": ".join(filter(None, parts)),
+                licence=release.licence,
+                address=release.url,
+                file=release.file,
+                sha256=release.file_sha256,
+                layout=release.layout,
+            )
+    return tuple(told[name] for name in sorted(told))
 
 
 def _state(path: Path, sha256: str) -> Any:

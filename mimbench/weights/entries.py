@@ -45,6 +45,11 @@ def read(path: Traversable) -> list[Entry]:
         raise UserError(f"{path.name} is not valid YAML: {error}; correct it") from error
 
 
+def entries_of(method: str) -> list[Entry]:
+    """The entries of one method, in order."""
+    return [entry for entry in entries().values() if entry.method == method]
+
+
 def find_entry(name: str) -> Entry:
     """The entry called ``name``; raises UnknownNameError with near matches."""
     if name not in entries():

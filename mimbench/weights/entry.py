@@ -79,7 +79,28 @@ class Entry(Spec):
             raise ValueError(f"{self.name} saw labels, so external is labels")
         return self
 
+    def facts(self) -> dict[str, Any]:
+        """What people are told of its weights, wherever they are used; no part of what is computed."""
+        told = self.model_dump(
+            mode="json",
+            include={
+                *("name", "title", "paper", "arxiv", "code", "data", "epochs", "external", "learned_from"),
+                *("labels", "licence", "figures", "source", "notes"),
+            },
+        )
+        return told | {"url": self.page or self.mirrors[0].url}
+
+    @property
+    def trained_on(self) -> str:
+        """Data and time of its pre-training in words, see ``trained_on``."""
+        return trained_on(self.data, self.epochs)
+
     @property
     def method(self) -> str:
         """The key of the method, in the zoo or of the same form."""
         return self.name.partition("@")[0]
+
+
+def trained_on(data: str, epochs: float | None) -> str:
+    """ "ImageNet-1K, 1600 epochs", as far as known."""
+    return ", ".join(part for part in (data, f"{epochs:g} epochs" if epochs else "") if part)

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mimbench import checkpoint
+from mimbench import checkpoint, records, registry
 from mimbench.errors import UserError
 from mimbench.progress import silent
-from mimbench.spec import Readout, content_hash
+from mimbench.spec import Readout, Setting, content_hash
 from mimbench.weights.cached import Report, convert_once
 from mimbench.weights.entries import find_entry
 from mimbench.weights.entry import Entry
+from mimbench.weights.release import OWN_ORIGIN, today
 
-WRITTEN = re.compile(r"(?:(?P<label>[^=:@]+)=)?(?P<source>(?:file|timm|hf):.+|[a-z][a-z0-9_]*@.+)")
+WRITTEN = re.compile(r"(?:(?P<label>[^=]+?)=)?(?P<source>(?:file|timm|hf):.+|[a-z][a-z0-9_]*@.+)")
+SPOKEN_FOR = re.compile(r"[@:]")  # in names that say where weights are from
 # What of a file's metadata decides which tokens an image gets and how they are read.
 DECISIVE = ("backbone_config", "mean", "std", "readout")
 
@@ -30,8 +32,8 @@ def is_given(text: str) -> bool:
 class Given:
     """Weights at hand.
 
-    path: an ``encoder.safetensors`` of ours. label: what tables call it. about: what is known of the release,
-    see ``Entry``; of a file of ours what its metadata say.
+    path: an ``encoder.safetensors`` of ours. label: what tables call it. metadata: the file's, with what is
+    known of the release today.
     """
 
     path: Path
@@ -52,8 +54,8 @@ class Given:
 
     @property
     def release(self) -> dict[str, Any]:
-        """Where it comes from; empty for a file that mimbench trained."""
-        return dict(self.metadata.get("release", {}))
+        """Where it comes from, see ``Release``."""
+        return dict(self.metadata["release"])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -90,8 +92,7 @@ def resolve(text: str, report: Report = silent) -> Given:
 
 def of_entry(entry: Entry, label: str | None = None, report: Report = silent) -> Given:
     """A released file, see ``convert_once``."""
-    path = convert_once(entry, report)
-    return Given(path, label or entry.name, checkpoint.read_metadata(path))
+    return of_file(convert_once(entry, report), label or entry.name)
 
 
 def of_file(path: Path, label: str | None = None) -> Given:
@@ -105,5 +106,50 @@ def of_file(path: Path, label: str | None = None) -> Given:
             "--as NAME, NAME being the entry of mimbench weights list whose layout it has"
         )
     stem = path.parent.name if path.name == checkpoint.ENCODER_FILE else path.stem
-    own = {"file_sha256": checkpoint.sha256(path), "origin": "mimbench", "origin_version": 1}
-    return Given(path, label or f"file:{stem}", {**metadata, "release": metadata.get("release") or own})
+    release = release_of(path, metadata)
+    if label and SPOKEN_FOR.search(label) and label not in (release.get("name"), f"file:{stem}"):
+        of = (
+            f"it was converted as {release['name']}" if release.get("name") else "it is none of the catalogue"
+        )
+        raise UserError(
+            f"{path} cannot be called {label}, a name of other weights: {of}; choose one without @ and :"
+        )
+    return Given(path, label or f"file:{stem}", {**metadata, "release": release})
+
+
+def release_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the weights in a file of ours, see ``Release``."""
+    if release := metadata.get("release"):
+        return today(release)
+    sha256 = checkpoint.sha256(path)
+    return {
+        "file": path.name,
+        "file_sha256": sha256,
+        "origin": OWN_ORIGIN,
+        "origin_version": 1,
+        "image_size": metadata["backbone_config"]["image_size"],
+        **_trained_here(path, sha256, str(metadata["method"])),
+    }
+
+
+def _trained_here(path: Path, sha256: str, method: str) -> dict[str, Any]:
+    """What the record beside an encoder that mimbench trained says of it; without one, the method's card."""
+    folder = path.absolute().parent
+    record = records.find(folder.parent.parent, folder.name)
+    if record is None or sha256 not in record.product.values():
+        cls = registry.methods().get(method)
+        external = cls.card.external if cls is not None else "none"
+        return {"external": external, "labels": external == "labels"}
+    if told := record.facts.get("release"):  # it was taken over itself
+        return dict(told)
+    content = record.content
+    setting, external = Setting.model_validate(content["setting"]), content.get("external", "none")
+    epochs = setting.budget.amount if setting.budget and setting.budget.unit == "epochs" else None
+    return {
+        "data": setting.data,
+        "epochs": epochs if content.get("recipe") else None,
+        "external": external,
+        "labels": external == "labels",
+        "learned_from": content.get("sources", ""),
+        "source": f"record {record.id}",
+    }

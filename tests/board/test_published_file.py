@@ -16,7 +16,7 @@ from method_zoo.backbones import NAMES
 from mimbench import registry
 from mimbench.errors import UserError
 from mimbench.published import CONFIDENCE, Figure, find, frame, load
-from mimbench.published.beside import LETTERS
+from mimbench.published.alike import LETTERS
 from mimbench.published.recipes import FIELDS, RECIPES
 
 ROOT = Path(__file__).parents[2]
