@@ -50,6 +50,7 @@ def pages() -> dict[str, str]:
         "protocols/index.md": protocols_page(protocols),
         **{f"protocols/{key}.md": protocol_page(cls) for key, cls in protocols.items()},
         "reference/commands.md": commands_page(),
+        "reference/weights.md": weights_page(methods),
     }
 
 
@@ -160,12 +161,7 @@ def method_page(cls: Any) -> str:
 
 def released(entry: Entry) -> str:
     told = " (trained on labels)" if entry.labels else ""
-    return f"[{code(entry.name)}](../reference/weights.md#{anchor(entry)}) {prose(entry.trained_on)}{told}"
-
-
-def anchor(entry: Entry) -> str:
-    """Of an entry's method on the page of weights."""
-    return entry.method.replace("_", "-")
+    return f"[{code(entry.name)}](../reference/weights.md#{entry.method}) {prose(entry.trained_on)}{told}"
 
 
 def recipe(card: Card) -> str:
@@ -177,6 +173,40 @@ def recipe(card: Card) -> str:
     rows |= {f"augmentation.{k}": v for k, v in augmentation.items() if v is not None}
     shown = table(("", ""), ((code(name), code(settings.show(value))) for name, value in rows.items()))
     return f"What `--recipe paper` trains with. Source: {prose(whence)}.\n\n{shown}"
+
+
+# Released weights -------------------------------------------------------------------------------------
+
+
+def weights_page(methods: Mapping[str, Any]) -> str:
+    """The catalogue, a section a method."""
+    found = list(entries().values())
+    parts = [
+        "# Released weights\n",
+        f"The catalogue: {len(found)} files of {len({entry.method for entry in found})} methods, as "
+        "`mimbench weights list` prints them. Every name stands for `--methods`; [Released weights compared]"
+        "(../released.md) tells how. *Told* is the most that pre-training was told beside the images.\n",
+    ]
+    head = ("name", "backbone", "pixels", "pre-trained on", "told", "licence", "from")
+    for method in dict.fromkeys(entry.method for entry in found):
+        own = entries_of(method)
+        title = own[0].title or (methods[method].card.name if method in methods else "")
+        card = f"[{prose(title)}](../methods/{method}.md)" if method in methods else prose(title)
+        parts += [f"## {prose(method)}\n", f"{card}\n" if card else "", table(head, map(weights_row, own))]
+    return "\n".join(parts)
+
+
+def weights_row(entry: Entry) -> tuple[str, ...]:
+    told = "labels, by training on them" if entry.labels else entry.external
+    return (
+        code(entry.name),
+        code(entry.backbone),
+        str(entry.image_size),
+        prose(entry.trained_on),
+        "–" if told == "none" else prose(f"{told}: {entry.learned_from}" if entry.learned_from else told),
+        prose(entry.licence),
+        prose(entry.source),
+    )
 
 
 # Protocols --------------------------------------------------------------------------------------------

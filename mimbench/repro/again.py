@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mimbench import registry, settings
 from mimbench.errors import UserError
 from mimbench.spec import Job, Record, Setting
+from mimbench.weights.entries import entries
 
 if TYPE_CHECKING:
     from mimbench.data import Dataset
@@ -94,7 +95,7 @@ def _released(record: Record, label: str, files: Mapping[str, Path]) -> str:
     name = label.removeprefix("random[like=").removesuffix("]") if released["untrained"] else label
     file = next((path for path in files.values() if _holds(path, released["file_sha256"])), None)
     of = record.facts.get("release", {}).get("name", "") or name
-    if file is None and not (of.startswith(("timm:", "hf:")) or ("@" in of and ":" not in of)):
+    if file is None and not of.startswith(("timm:", "hf:")) and of not in entries():
         raise UserError(
             f"{record.name} was made of a weights file of its own (sha256 {released['file_sha256'][:8]}…); "
             "give that file, or what it was converted to, with --given PATH"

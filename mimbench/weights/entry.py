@@ -88,7 +88,7 @@ class Entry(Spec):
                 *("labels", "licence", "figures", "source", "notes"),
             },
         )
-        return told | {"url": self.page or self.mirrors[0].url}
+        return told | {"url": self.page or next((mirror.url for mirror in self.mirrors), "")}
 
     @property
     def trained_on(self) -> str:
