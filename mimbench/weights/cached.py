@@ -41,21 +41,22 @@ def convert_once(entry: Entry, report: Report = silent, keep: bool = False) -> P
 
 
 def _make(entry: Entry, path: Path, report: Report, keep: bool) -> None:
-    """Convert the file of the first mirror that has one which can be read."""
-    reasons = []
+    """Convert the file of the first mirror that has one which can be read and fits."""
+    reasons, misfit = [], None
     for mirror in entry.mirrors:
         try:
             with obtained(mirror, report, keep) as original:
-                try:
-                    report(Progress(f"converting {entry.name}", 0.0))
-                    convert(original, as_of(entry, mirror), path, mirror.origin)
-                    return
-                except UnreadableError as error:
-                    reasons.append(f"{mirror.url}: {error}")
-                    discard(mirror)
+                report(Progress(f"converting {entry.name}", 0.0))
+                convert(original, as_of(entry, mirror), path, mirror.origin)
+                return
         except FetchError as error:
             reasons.append(str(error))
-    raise _nowhere(entry, reasons)
+        except UnreadableError as error:  # broken, or refused: fetched anew next time
+            discard(mirror)
+            reasons.append(f"{mirror.url}: {error}")
+        except UserError as error:  # sound, and of another layout: it stays
+            misfit = misfit or error
+    raise misfit or _nowhere(entry, reasons)
 
 
 def get(entry: Entry, keep: bool = False, out: Path | None = None, report: Report = silent) -> Path:

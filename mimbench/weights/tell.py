@@ -89,7 +89,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 
 def _table(found: Sequence[Entry], width: int) -> RenderableType:
-    """One line an entry; on a narrow terminal without the backbone, which the name says, and shortened."""
+    """One line an entry; on a narrow terminal without the backbone, which the name says."""
     wide = width >= WIDE
     rows = [dict(zip(HEADS, _cells(entry), strict=True)) for entry in found]
     heads = [head for head in HEADS if wide or head != "backbone"]
@@ -97,13 +97,12 @@ def _table(found: Sequence[Entry], width: int) -> RenderableType:
         for row in rows:
             row["data"] = row["data"].replace("ImageNet-", "IN-")
     needed = {head: max([len(head), *(len(row[head]) for row in rows)]) for head in heads}
-    if not wide:
-        gaps = len(heads) + 1
-        fixed = sum(needed[head] for head in ("epochs", "told", "at hand")) + gaps
-        needed["name"] = min(needed["name"], width - fixed - 2 * SHORTEST)  # a longer one takes two lines
-        left = width - fixed - needed["name"]
-        needed["data"] = min(needed["data"], left // 2)
-        needed["licence"] = min(needed["licence"], left - needed["data"])
+    shortened = ("name", "data", "licence")  # the first goes on in a second line
+    left = width - sum(needed[head] for head in heads if head not in shortened)
+    left -= len(heads) * (2 if wide else 1) + 1
+    for head, others in zip(shortened, (2 * SHORTEST, SHORTEST, 0), strict=True):
+        needed[head] = min(needed[head], max(left - others, 1))
+        left -= needed[head]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1 if wide else 0))
     for head in heads:
         table.add_column(

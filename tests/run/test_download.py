@@ -20,7 +20,7 @@ from mimbench import download, network
 from mimbench.download import BLOCK, FetchError, Remote, fetch, fetched
 from mimbench.errors import UserError
 
-from ..web import Web, serving
+from ..web import Served, Web, serving
 
 CONTENT = bytes(range(256)) * 12000  # 3 MB, 47 blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -221,6 +221,14 @@ def test_a_password_in_an_address_is_not_told(web):
     with pytest.raises(FetchError) as raised:
         fetch("http://me:secret@127.0.0.1:1/x")
     assert "secret" not in str(raised.value)
+
+
+def test_the_proxy_of_the_environment_is_asked(web, monkeypatch):
+    monkeypatch.setenv("http_proxy", web.address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    url = "http://weights.invalid/encoder.pkl"
+    web.files[url] = Served(CONTENT)
+    assert get(url) == CONTENT
 
 
 def test_a_redirect_is_followed_and_a_loop_is_not(web):
