@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Names:
-    """What official code calls the parts; ``{}`` is a block's number. norm, cls: "" where there is none."""
+    """What official code calls the parts; ``{}`` is a block's number. norm, cls: "" where there is none.
+
+    split: of queries, keys and values, where they are three maps; qkv is "" then.
+    """
 
     embed: str = "patch_embed.proj"
     cls: str = "cls_token"
@@ -25,6 +28,7 @@ class Names:
     fc1: str = "blocks.{}.mlp.fc1"
     fc2: str = "blocks.{}.mlp.fc2"
     norm: str = "norm"
+    split: tuple[str, ...] = ()
 
 
 TIMM = Names()
@@ -72,8 +76,11 @@ def tokens(
         x = torch.cat([state[names.cls].double().expand(len(x), 1, -1), x], dim=1)
     x = x + state[names.positions].double()
     i = 0
-    while f"{names.qkv.format(i)}.weight" in state:
-        parts = linear(names.qkv.format(i), norm(names.norm1.format(i), x)).chunk(3, dim=-1)
+    while f"{names.norm1.format(i)}.weight" in state:
+        y = norm(names.norm1.format(i), x)
+        parts = [linear(name.format(i), y) for name in names.split]
+        if names.qkv:
+            parts += linear(names.qkv.format(i), y).chunk(3, dim=-1)
         query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         weights = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(-1)
         x = x + linear(names.proj.format(i), (weights @ value).transpose(1, 2).flatten(2))
@@ -117,7 +124,8 @@ def random_state(
         for name in (names.norm1, names.norm2):
             draw(f"{name.format(i)}.weight", width, mean=1.0)
             draw(f"{name.format(i)}.bias", width)
-        layers = {names.qkv: (3, 1), names.proj: (1, 1), names.fc1: (mlp, 1), names.fc2: (1, mlp)}
+        layers = {names.proj: (1, 1), names.fc1: (mlp, 1), names.fc2: (1, mlp)}
+        layers |= dict.fromkeys(names.split, (1, 1)) or {names.qkv: (3, 1)}
         for name, (out, inner) in layers.items():
             draw(f"{name.format(i)}.weight", out * width, inner * width)
             draw(f"{name.format(i)}.bias", out * width)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.weights.plain import OPENMMLAB, Names, random_state, sincos, tokens
 from tests.weights.proof import Proof, figure, images_of, part, small
 
-BARE = Names(**{field: name.removeprefix("backbone.") for field, name in asdict(OPENMMLAB).items()})
+BARE = Names(**{part: name.removeprefix("backbone.") for part, name in asdict(OPENMMLAB).items() if name})
 DECODER = {
     "neck.mask_token": (1, 1, 32),
     "neck.decoder_pos_embed": (1, 17, 32),
