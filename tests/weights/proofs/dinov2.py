@@ -14,7 +14,7 @@ from ._reference import SIZES, noise, timm_model, tokens
 SIZE = 70
 
 
-def _official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """timm's state as the official code would have saved it."""
     official = dict(state)
     if "reg_token" in official:
@@ -36,7 +36,7 @@ def _proof(name: str, timm_name: str, **options: Any) -> Proof:
     out = tokens(model, images)
     entry = small(name, image_size=SIZE, options=SIZES)
     patches = out[:, model.num_prefix_tokens :]
-    return Proof(entry, _official(model.state_dict()), images, out[:, 0], patches, "timm's VisionTransformer")
+    return Proof(entry, official(model.state_dict()), images, out[:, 0], patches, "timm's VisionTransformer")
 
 
 PROOFS = {
