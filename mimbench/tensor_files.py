@@ -16,9 +16,7 @@ from torch import Size, Tensor
 from mimbench.errors import UserError
 from mimbench.files import write_atomically
 
-REOPEN = (
-    64 << 20
-)  # bytes read through one mapping of a file; what was read stays in memory as long as it does
+REOPEN = 16 << 20  # bytes read through one mapping of a file, in whose memory they stay as long as it lasts
 # The types that are written, in the order in which the format's own writer sorts them, last first
 # (``Dtype`` in safetensors/src/tensor.rs).
 DTYPES = {

@@ -261,9 +261,10 @@ def _flat(state: Mapping[Any, Any], depth: int = 0) -> dict[str, Tensor] | None:
 def _plain(state: Mapping[str, Tensor], path: Path) -> Tensors:
     size = path.stat().st_size
     for name, tensor in state.items():
-        if tensor.numel() * tensor.element_size() > size:
-            raise UserError(
-                f"{name!r} of {path} is said to take {tensor.numel() * tensor.element_size():,} bytes, more "
-                "than the file has; take the weights from a source you trust"
+        taken = tensor.numel() * tensor.element_size()
+        if taken > size:
+            raise UnreadableError(
+                f"{path} says that {name!r} takes {taken:,} bytes, more than it has itself; take the weights "
+                "from a source you trust"
             )
     return Tensors({name: tensor.shape for name, tensor in state.items()}, state.__getitem__)
