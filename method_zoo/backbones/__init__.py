@@ -1,10 +1,11 @@
-"""Backbones by name: ``vit_{micro,tiny,small,base,large,huge,giant}_patch{P}``, pyramids and ``pixels``."""
+"""Backbones by name: ``vit_{micro,tiny,…,giant}_patch{P}``, pyramids, ``pixels``, and timm's as ``timm:NAME``."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from method_zoo.backbones import convmae, hivit, mixmim
@@ -13,10 +14,13 @@ from method_zoo.backbones.pixels import Pixels
 from method_zoo.backbones.post_norm_vit import PostNormViT
 from method_zoo.backbones.register_vit import RegisterViT
 from method_zoo.backbones.rope_vit import RopeViT
+from method_zoo.backbones.timm_features import TimmFeatures
+from method_zoo.backbones.timm_models import PREFIX, create, is_plain
+from method_zoo.backbones.timm_vit import TimmViT
 from method_zoo.backbones.token_vit import TokenViT
 from method_zoo.backbones.transformer import check_image_size
 from method_zoo.backbones.vit import ViT
-from mimbench.errors import unknown
+from mimbench.errors import UserError, unknown
 
 SIZES: dict[str, dict[str, int]] = {
     "micro": {"embed_dim": 64, "depth": 4, "num_heads": 2},  # for images of a few hundred pixels
@@ -38,7 +42,7 @@ PYRAMIDS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     for name, sizes in table.items()
 }
 # A regular expression of all that is built here.
-NAMES = rf"pixels|{'|'.join(PYRAMIDS)}|vit_({'|'.join(SIZES)})_patch[1-9]\d*"
+NAMES = rf"pixels|timm:.+|{'|'.join(PYRAMIDS)}|vit_({'|'.join(SIZES)})_patch[1-9]\d*"
 
 
 def build(name: str, image_size: int, **options: Any) -> nn.Module:
@@ -50,9 +54,13 @@ def build(name: str, image_size: int, **options: Any) -> nn.Module:
     ``cls_token`` of the predictor's ``GlobalRopeViT``), one with ``registers``, ``mlp`` or
     ``interpolate_antialias`` DINOv2's (``RegisterViT``), one with ``norm_order="post"`` data2vec 2.0's
     (``PostNormViT``).
+    ``timm:NAME`` is a model of timm for whole images, to hold released weights: a plain vision transformer
+    (``TimmViT``) or any other that gives a map of features (``TimmFeatures``).
 
     Raises UnknownNameError for an unknown name, UserError for patches that do not tile the image.
     """
+    if name.startswith(PREFIX):
+        return _of_timm(name, image_size, **options)
     if name == "pixels":
         return Pixels(name=name, image_size=image_size, **options)
     if name in PYRAMIDS:
@@ -81,3 +89,16 @@ def _pyramid(name: str, image_size: int, **options: Any) -> nn.Module:
         check_image_size(name, int(match[1]), image_size)
         sizes = {"patch_size": int(match[1]), **sizes}
     return cls(name=name, image_size=image_size, **{**sizes, **options})
+
+
+def _of_timm(name: str, image_size: int, **options: Any) -> nn.Module:
+    strange = sorted(options.keys() - {"model_args", "final_norm", "drop_path", "cls_token"})
+    if strange:
+        raise UserError(
+            f"{name} holds weights of timm and takes whole images, so nothing is pre-trained on it (it has no "
+            f"{', '.join(strange)}); name a backbone such as vit_base_patch16"
+        )
+    with torch.device("meta"):
+        plain = is_plain(create(name, options.get("model_args"), img_size=image_size))
+    cls: type[nn.Module] = TimmViT if plain else TimmFeatures
+    return cls(name=name, image_size=image_size, **options)

@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mimbench.torchvision_compat  # noqa: F401  isort: skip
-import timm
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from method_zoo.backbones.blocks import choose_attention, run_block
+from method_zoo.backbones.timm_models import create, is_plain
 from method_zoo.backbones.transformer import Placing, Transformer
 from method_zoo.backbones.windows import Windows
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
-
-PREFIX = "timm:"
-
-
-def create(name: str, **options: Any) -> VisionTransformer:
-    """timm's model ``name`` without a classifier.
-
-    Raises UserError where timm does not know it or it is no plain vision transformer.
-    """
-    if not timm.is_model(name.partition(".")[0]):
-        near = timm.list_models(f"*{name.partition('.')[0][:12]}*", module="vision_transformer")[:3]
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise UserError(f"timm has no model {name!r}{hint}")
-    model = timm.create_model(name, num_classes=0, **options)
-    if not isinstance(model, VisionTransformer):
-        raise UserError(
-            f"timm's {name} is a {type(model).__name__}; give a plain vision transformer such as "
-            "vit_base_patch16_clip_224.openai"
-        )
-    return model
 
 
 class TimmViT(Transformer):
     """A vision transformer of timm behind the interface of backbones, for whole images only.
 
     ``model`` is timm's own up to the first block; ``blocks`` and ``norm`` are its blocks and the layer norm
-    after the last, run here one by one.
+    after the last, run here one by one. A norm that timm has after pooling is applied to each token here.
 
-    name: "timm:" and timm's name. image_size: in pixels; positions are interpolated when weights load.
-    weights: a file in timm's layout, which timm brings to ``image_size``; None leaves random weights.
-    drop_path: rate of dropped residual branches at the last block, growing linearly from 0 at the first.
+    name: "timm:" and timm's name. image_size: in pixels. model_args: of timm's class, beside those that the
+    name stands for. final_norm: False for weights whose last norm was not trained. drop_path: rate of dropped
+    residual branches at the last block, growing linearly from 0 at the first. cls_token: whether there is
+    one, which the name decides; noted only.
     """
 
     takes_mask = False
 
-    def __init__(self, *, name: str, image_size: int, weights: str | None = None, drop_path: float = 0.0):
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int,
+        model_args: Mapping[str, Any] | None = None,
+        final_norm: bool = True,
+        drop_path: float = 0.0,
+        cls_token: bool | None = None,
+    ):
         super().__init__()
-        options: dict[str, Any] = {"img_size": image_size}
-        if weights is not None:
-            options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights, "num_classes": 0}}
-        model = create(name.removeprefix(PREFIX), **options)
+        args = dict(model_args or {})
+        model = create(name, args, img_size=image_size)
+        if not is_plain(model):
+            raise UserError(f"timm's {name} is no plain vision transformer but a {type(model).__name__}")
         self.blocks, self.norm, self.model = model.blocks, model.norm, model
+        self._norm_name = "norm"
+        if isinstance(self.norm, nn.Identity) and not isinstance(model.fc_norm, nn.Identity):
+            self.norm, self._norm_name = model.fc_norm, "fc_norm"
+        if not final_norm:
+            self.norm = nn.Identity()
         model.blocks, model.norm = nn.Sequential(), nn.Identity()
         model.attn_pool = model.fc_norm = nn.Identity()  # only timm's heads use them
         self.image_size, self.patch_size = image_size, model.patch_embed.patch_size[0]
         self.embed_dim, self.depth = model.embed_dim, len(self.blocks)
-        attention = getattr(self.blocks[0], "attn", self.blocks[0])  # fused with an MLP in some
-        if not hasattr(attention, "num_heads"):
-            raise UserError(f"{name} has blocks of several attentions; give a plain vision transformer")
-        self.num_heads = int(attention.num_heads)
+        self.num_heads = int(getattr(self.blocks[0], "attn", self.blocks[0]).num_heads)
         self.grid = tuple(model.patch_embed.grid_size)
         self.leading = model.num_prefix_tokens
         self.config: dict[str, Any] = {
@@ -72,10 +64,22 @@ class TimmViT(Transformer):
             "image_size": image_size,
             "cls_token": model.has_class_token,
             "drop_path": drop_path,
+            **({"model_args": args} if args else {}),
+            **({} if final_norm else {"final_norm": False}),
         }
+        if cls_token is not None and cls_token != model.has_class_token:
+            raise UserError(
+                f"{name} has {'a' if model.has_class_token else 'no'} class token; leave cls_token out"
+            )
         self.drop_path, self.drop_path_rule = drop_path, "linear"
         if drop_path:
             self._check_plain("drop path")
+
+    def timm_name(self, name: str) -> str:
+        """timm's name of a tensor of this module's state dict."""
+        if name.startswith("norm."):
+            return f"{self._norm_name}.{name.removeprefix('norm.')}"
+        return name.removeprefix("model.")
 
     def _check_plain(self, what: str) -> None:
         for block in self.blocks:
