@@ -207,7 +207,7 @@ def load_tokenizer(path: Path) -> nn.Module:
 
 
 def load_teacher(path: Path, grid: tuple[int, int]) -> nn.Module:
-    """A frozen teacher (``mimbench.method.Teacher``) from a product of ours or fetched weights of timm."""
+    """A frozen teacher (``mimbench.method.Teacher``) from an ``encoder.safetensors`` of ours."""
     from method_zoo.parts.teachers import load_teacher as load
 
     return load(path, grid)
@@ -218,10 +218,3 @@ def as_teacher(method: Method) -> nn.Module:
     from method_zoo.parts.teachers import as_teacher as make
 
     return make(method)
-
-
-def fetch_teacher(name: str) -> Path:
-    """The file of timm's weights ``name``, fetched if need be."""
-    from method_zoo.parts.teachers import fetch_timm
-
-    return fetch_timm(name)

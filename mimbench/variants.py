@@ -379,10 +379,10 @@ class _Builder:
                 self.files[source] = _read(name, Path(rest).expanduser(), None)
             elif kind in ("http", "https") and rest and not teacher:
                 self.files[source] = _read(name, fetch(source), None)
-            elif kind == "timm" and rest and teacher:
-                self.files[source] = _read(name, registry.fetch_teacher(rest), source)
+            elif teacher and is_given(source):
+                self.files[source] = _read(name, resolve(source).path, source)
             else:
-                forms = "timm:NAME for one of timm's" if teacher else "https://… for weights"
+                forms = "released weights such as mae@vit_base or timm:NAME" if teacher else "https://…"
                 raise UserError(
                     f"--{name} {source}: write file:PATH or {forms}, method:NAME for one to train"
                 )

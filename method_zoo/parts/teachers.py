@@ -1,4 +1,4 @@
-"""Frozen encoders that give targets: of ours, of timm, or out of a file.
+"""Frozen encoders that give targets: a method at hand, or out of a file of ours.
 
 A teacher's patches lie on the student's grid: images are resized so that they do.
 """
@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import mimbench.torchvision_compat  # noqa: F401  isort: skip
-import timm
 import torch
 from torch import Tensor, nn
 
 from method_zoo.backbones.blocks import query_key_value
-from method_zoo.backbones.timm_vit import PREFIX, TimmViT, create
 from method_zoo.parts.images import resize_to
-from mimbench.checkpoint import encoder_of, read_weights, save_weights
-from mimbench.data.cache import cache_folder
+from mimbench.checkpoint import ENCODER_FILE, load_encoder
 from mimbench.encoder import Encoded
 from mimbench.errors import UserError
 from mimbench.method import Method
@@ -64,22 +59,19 @@ class FrozenTeacher(nn.Module):
 def load_teacher(path: Path | str, grid: tuple[int, int]) -> FrozenTeacher:
     """The teacher in a file, for a student with patches on ``grid``.
 
-    path: an ``encoder.safetensors`` of ours, the folder it lies in, or what ``fetch_timm`` keeps.
-    Raises UserError for a file of anything else and for weights that do not fit the grid.
+    path: an ``encoder.safetensors`` of ours, as pre-training and conversion write it, or the folder it lies
+    in. An encoder for images of another number of patches is brought to the student's grid.
+    Raises UserError for a file of anything else, and for an encoder that does not come to the grid.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "encoder.safetensors"
-    state, metadata = read_weights(path)
-    if "timm" in metadata:
-        model = create(metadata["timm"])
-        size = grid[0] * model.patch_embed.patch_size[0]
-        backbone = TimmViT(name=PREFIX + metadata["timm"], image_size=size, weights=str(path))
-        facts = timm.data.resolve_model_data_config(backbone.model)
-        return FrozenTeacher(backbone, facts["mean"], facts["std"], grid)
-    backbone = encoder_of(state, metadata, path).backbone
+        path = path / ENCODER_FILE
+    encoder = load_encoder(path)
+    backbone = encoder.backbone
     _check_transformer(backbone, str(path))
-    return FrozenTeacher(backbone, metadata["mean"], metadata["std"], grid)
+    if backbone.grid != grid:
+        backbone = backbone.rebuilt(image_size=grid[0] * backbone.patch_size)
+    return FrozenTeacher(backbone, encoder.mean.flatten().tolist(), encoder.std.flatten().tolist(), grid)
 
 
 def as_teacher(method: Method) -> FrozenTeacher:
@@ -91,33 +83,3 @@ def as_teacher(method: Method) -> FrozenTeacher:
 def _check_transformer(backbone: nn.Module, source: str) -> None:
     if not hasattr(backbone, "blocks"):
         raise UserError(f"the encoder of {source} is no transformer and cannot teach; name another teacher")
-
-
-def fetch_timm(name: str) -> Path:
-    """The weights that timm has for ``name``, fetched once into the cache: a file for ``load_teacher``.
-
-    Raises UserError where timm does not know the model, has no weights for it or cannot fetch them.
-    """
-    path = cache_folder("teachers") / f"{name.replace('/', '_')}.safetensors"
-    if not path.is_file():
-        create(name)  # says what is wrong with the name before anything is fetched
-        keep_timm(name, path, _fetched(name))
-    return path
-
-
-def keep_timm(name: str, path: Path, model: nn.Module) -> None:
-    """Write a model of timm to a file for ``load_teacher``."""
-    save_weights(path, model, {"timm": name})
-
-
-def _fetched(name: str) -> nn.Module:
-    facts: Any = timm.get_pretrained_cfg(name)
-    if facts is None or not facts.has_weights:
-        raise UserError(f"timm has no weights for {name}; name a pre-trained one, such as {name}.<tag>")
-    try:
-        return create(name, pretrained=True)
-    except (OSError, RuntimeError) as error:  # of the hub's client: no network, no such file
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot fetch timm's {name} ({reason}); check the network, or give the file as file:PATH"
-        ) from error

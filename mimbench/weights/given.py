@@ -13,6 +13,7 @@ from mimbench.errors import UserError
 from mimbench.progress import silent
 from mimbench.spec import Readout, Setting, content_hash
 from mimbench.weights.cached import Report, convert_once
+from mimbench.weights.elsewhere import converted
 from mimbench.weights.entries import find_entry
 from mimbench.weights.entry import Entry
 from mimbench.weights.release import OWN_ORIGIN, today
@@ -87,6 +88,8 @@ def resolve(text: str, report: Report = silent) -> Given:
     kind, _, rest = source.partition(":")
     if kind == "file":
         return of_file(Path(rest).expanduser(), label)
+    if kind in ("timm", "hf"):
+        return of_file(converted(kind, rest), label or source)
     return of_entry(find_entry(source), label, report)
 
 

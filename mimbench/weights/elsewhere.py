@@ -1,0 +1,98 @@
+"""Weights that the catalogue does not have: timm's by name, and repositories of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mimbench import checkpoint
+from mimbench.data.cache import cache_folder
+from mimbench.errors import UserError
+from mimbench.files import locked
+from mimbench.spec import content_hash
+from mimbench.weights import hub
+
+
+def converted(kind: str, name: str) -> Path:
+    """The encoder of ``timm:NAME`` or ``hf:OWNER/REPO[@REVISION][:FILE]``, converted if it was not yet.
+
+    Raises UserError where there are no such weights, and where they cannot be had or used.
+    """
+    return _of_timm(name) if kind == "timm" else _of_repository(hub.parse(name))
+
+
+def _kept(name: str, key: Any, is_current: Callable[[Mapping[str, Any]], bool], make: Callable[[Path], None]) -> Path:
+    """A converted file in the cache, made anew where today's code would make another; by one process only."""
+    said = re.sub(r"[^\w.@\-]", "_", name)
+    path = cache_folder("encoders") / f"{said}-{content_hash(key, 8)}.safetensors"
+
+    def is_there() -> bool:
+        try:
+            return is_current(checkpoint.read_metadata(path).get("release", {}))
+        except UserError:  # none there, or damaged: it can be made again
+            return False
+
+    if not is_there():
+        with locked(path.with_suffix(".lock")):
+            if not is_there():
+                make(path)
+    return path
+
+
+def _of_timm(name: str) -> Path:
+    from mimbench.weights import timm_files
+
+    weights = timm_files.by_name(name)
+
+    def is_current(release: Mapping[str, Any]) -> bool:
+        return release.get("origin_version") == timm_files.VERSION
+
+    return _kept(f"timm-{name}", name, is_current, lambda path: timm_files.convert(weights, path))
+
+
+def _of_repository(place: hub.Place) -> Path:
+    if place.file.rpartition("/")[2] == checkpoint.ENCODER_FILE:
+        return _ours(place, place.file)
+    try:
+        config = hub.fetch_json(place, "config.json")
+    except hub.NotThereError:
+        return _ours(place, place.file or checkpoint.ENCODER_FILE)
+    if "architecture" in config:
+        from mimbench.weights import timm_files
+
+        weights = timm_files.in_repository(place, config)
+        file = timm_files.obtain(weights)
+
+        def is_current(release: Mapping[str, Any]) -> bool:
+            return release.get("origin_version") == timm_files.VERSION
+
+        key = [str(place), file.commit, place.file]
+        return _kept(f"hf-{place.repo}", key, is_current, lambda path: timm_files.convert(weights, path))
+    return _of_transformers(place, config)
+
+
+def _ours(place: hub.Place, name: str) -> Path:
+    """An encoder that mimbench wrote; UserError where the repository holds something else."""
+    try:
+        path = hub.fetch(place, name).path
+    except hub.NotThereError as error:
+        raise UserError(
+            f"{place} has neither config.json (of timm or transformers) nor {checkpoint.ENCODER_FILE} (of mimbench); "
+            f"name the file of a release in mimbench weights list, or fetch it and give mimbench weights convert"
+        ) from error
+    if "backbone_config" not in checkpoint.read_metadata(path):
+        raise UserError(
+            f"{name} of {place} was not written by mimbench and nothing beside it says what it is; fetch it and give "
+            "it to mimbench weights convert --as NAME, NAME being the entry whose layout it has"
+        )
+    return path
+
+
+def _of_transformers(place: hub.Place, config: Mapping[str, Any]) -> Path:
+    named = config.get("model_type") or ", ".join(config.get("architectures") or ()) or "unknown"
+    raise UserError(
+        f"{place} is a model of transformers of the kind {named}, which is none that mimbench reads; "
+        "fetch its file and give it to mimbench weights convert --as NAME if its layout is an entry's"
+    )
