@@ -1,4 +1,4 @@
-"""Backbones by name: ``vit_{micro,tiny,…,giant}_patch{P}``, pyramids, ``pixels``, and timm's as ``timm:NAME``."""
+"""Backbones by name: ``vit_{micro,tiny,…,giant}_patch{P}``, pyramids, ``pixels``, timm's as ``timm:NAME``."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def _of_timm(name: str, image_size: int, **options: Any) -> nn.Module:
     strange = sorted(options.keys() - {"model_args", "final_norm", "drop_path", "cls_token"})
     if strange:
         raise UserError(
-            f"{name} holds weights of timm and takes whole images, so nothing is pre-trained on it (it has no "
-            f"{', '.join(strange)}); name a backbone such as vit_base_patch16"
+            f"{name} holds weights of timm and takes whole images, so nothing is pre-trained on it (it has "
+            f"no {', '.join(strange)}); name a backbone such as vit_base_patch16"
         )
     with torch.device("meta"):
         plain = is_plain(create(name, options.get("model_args"), img_size=image_size))

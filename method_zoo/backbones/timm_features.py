@@ -1,4 +1,4 @@
-"""Any model of timm that gives a map of features, as a backbone: Swin, ConvNeXt, ResNet, Hiera, BEiT, EVA, …"""
+"""Any model of timm that gives a map of features, as a backbone: Swin, ConvNeXt, ResNet, Hiera, BEiT, EVA."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class KeyedDropPath(nn.Module):
 
 
 class TimmFeatures(nn.Module):
-    """A model of timm behind the interface of backbones, through timm's public methods, for whole images only.
+    """A model of timm as a backbone, through timm's public methods, for whole images only.
 
     ``model`` is timm's own without its last norm, which is ``norm``, and without its head. Where timm has the
     last norm in the head, after pooling (ConvNeXt, Hiera, BEiT), it is applied to each token here.
@@ -72,7 +72,9 @@ class TimmFeatures(nn.Module):
         super().__init__()
         args = dict(model_args or {})
         self.layout = found = layout(name, args, image_size)
-        model = create(name, {**args, **({"drop_path_rate": drop_path} if drop_path else {})}, img_size=image_size)
+        model = create(
+            name, {**args, **({"drop_path_rate": drop_path} if drop_path else {})}, img_size=image_size
+        )
         last = detach(model, found.norm) if found.norm else nn.Identity()
         self.norm = last if final_norm else nn.Identity()
         for unused in found.unused:
@@ -154,8 +156,8 @@ class TimmFeatures(nn.Module):
         last = self._tokens(out)
         taps = {-1: self._split(last)}
         for i, taken in zip(earlier, maps, strict=True):
-            patches, prefix = taken if self.leading else (taken, None)
-            cls = prefix[:, 0] if self.config["cls_token"] else None
+            patches = taken[0] if self.leading else taken
+            cls = taken[1][:, 0] if self.config["cls_token"] else None
             taps[i] = (cls, patches.flatten(2).transpose(1, 2))
         return last, taps
 
@@ -229,7 +231,10 @@ class TimmFeatures(nn.Module):
         return int(sizes[0]) if sizes and sizes[0] == max(sizes) else None
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """timm's own (patterns, or a function of a name), for the names here. The last norm is matched by nothing, as a head's parameters are."""
+        """timm's own (patterns, or a function of a name), for the names here.
+
+        The last norm is matched by nothing, as a head's parameters are.
+        """
         if not hasattr(self.model, "group_matcher"):
             raise UserError(f"timm has no layers of {self.config['name']} for layer-wise decay; set it to 1")
         found = self.model.group_matcher(coarse=coarse)
@@ -239,7 +244,7 @@ class TimmFeatures(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """timm's own, by the names here."""
-        own = getattr(self.model, "no_weight_decay", set)()
+        own: set[str] = getattr(self.model, "no_weight_decay", set)()
         return {name for name, _ in self.named_parameters() if name.removeprefix("model.") in own}
 
 
@@ -257,13 +262,15 @@ def _brought_to(copy: TimmFeatures, state: dict[str, Tensor], apart: Sequence[st
     config = copy.config
     own = dict(copy.model.named_parameters()).get("pos_embed")
     if own is not None and own.ndim == 3 and isqrt(own.shape[1]) ** 2 == own.shape[1]:
-        side = isqrt(own.shape[1])  # no class token among them; timm's loading of Hiera leaves these to others
-        state = {**state, "pos_embed": resample_abs_pos_embed(state["pos_embed"], [side, side], num_prefix_tokens=0)}
+        new = [
+            isqrt(own.shape[1])
+        ] * 2  # no class token among them; timm's loading leaves Hiera's as they are
+        state = {**state, "pos_embed": resample_abs_pos_embed(state["pos_embed"], new, num_prefix_tokens=0)}
     args = {**config.get("model_args", {}), "num_classes": 0}
     given = create(config["name"], config.get("model_args"), img_size=copy.image_size)
     full = {**given.state_dict(), **state}  # with the head's, which are not used
     overlay = {"state_dict": full, "num_classes": 0, "label_offset": 0}
-    sized = {"img_size": copy.image_size} if "img_size" in accepted(type(given)) else {}
+    sized: dict[str, Any] = {"img_size": copy.image_size} if "img_size" in accepted(type(given)) else {}
     architecture = config["name"].removeprefix(PREFIX).partition(".")[0]
     try:
         model = timm.create_model(

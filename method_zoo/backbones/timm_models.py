@@ -19,7 +19,17 @@ from mimbench.errors import UserError
 
 PREFIX = "timm:"
 NORMS = ("norm", "fc_norm", "head.norm", "norm_head", "norm_pre")  # where timm's models keep their last norm
-HEADS = ("head", "head_dist", "fc", "fc_norm", "attn_pool", "classifier", "last_linear", "conv_head", "norm_head")
+HEADS = (
+    "head",
+    "head_dist",
+    "fc",
+    "fc_norm",
+    "attn_pool",
+    "classifier",
+    "last_linear",
+    "conv_head",
+    "norm_head",
+)
 
 
 def create(name: str, model_args: Mapping[str, Any] | None = None, **options: Any) -> nn.Module:

@@ -23,7 +23,9 @@ def converted(kind: str, name: str) -> Path:
     return _of_timm(name) if kind == "timm" else _of_repository(hub.parse(name))
 
 
-def _kept(name: str, key: Any, is_current: Callable[[Mapping[str, Any]], bool], make: Callable[[Path], None]) -> Path:
+def _kept(
+    name: str, key: Any, is_current: Callable[[Mapping[str, Any]], bool], make: Callable[[Path], None]
+) -> Path:
     """A converted file in the cache, made anew where today's code would make another; by one process only."""
     said = re.sub(r"[^\w.@\-]", "_", name)
     path = cache_folder("encoders") / f"{said}-{content_hash(key, 8)}.safetensors"
@@ -35,7 +37,7 @@ def _kept(name: str, key: Any, is_current: Callable[[Mapping[str, Any]], bool], 
             return False
 
     if not is_there():
-        with locked(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock"), lambda: None):
             if not is_there():
                 make(path)
     return path
@@ -57,8 +59,13 @@ def _of_repository(place: hub.Place) -> Path:
         return _ours(place, place.file)
     try:
         config = hub.fetch_json(place, "config.json")
-    except hub.NotThereError:
-        return _ours(place, place.file or checkpoint.ENCODER_FILE)
+    except hub.AbsentError as absent:
+        try:
+            return _ours(place, place.file or checkpoint.ENCODER_FILE)
+        except hub.NotThereError:
+            raise
+        except hub.AbsentError:
+            raise absent from None
     if "architecture" in config:
         from mimbench.weights import timm_files
 
@@ -78,14 +85,14 @@ def _ours(place: hub.Place, name: str) -> Path:
     try:
         path = hub.fetch(place, name).path
     except hub.NotThereError as error:
-        raise UserError(
-            f"{place} has neither config.json (of timm or transformers) nor {checkpoint.ENCODER_FILE} (of mimbench); "
-            f"name the file of a release in mimbench weights list, or fetch it and give mimbench weights convert"
+        raise hub.NotThereError(
+            f"{place} has neither a config.json (of timm or transformers) nor an {checkpoint.ENCODER_FILE} "
+            "(of mimbench); name its file behind a colon, or fetch it and give it to mimbench weights convert"
         ) from error
     if "backbone_config" not in checkpoint.read_metadata(path):
         raise UserError(
-            f"{name} of {place} was not written by mimbench and nothing beside it says what it is; fetch it and give "
-            "it to mimbench weights convert --as NAME, NAME being the entry whose layout it has"
+            f"{name} of {place} was not written by mimbench and nothing beside it says what it is; fetch it "
+            "and give it to mimbench weights convert --as NAME, NAME being the entry whose layout it has"
         )
     return path
 

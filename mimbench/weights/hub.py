@@ -13,7 +13,11 @@ from mimbench.errors import UserError
 WRITTEN = re.compile(r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<file>\S+))?")
 
 
-class NotThereError(UserError):
+class AbsentError(UserError):
+    """The file is not at hand, and cannot be asked for."""
+
+
+class NotThereError(AbsentError):
     """The repository is there and the file is not."""
 
 
@@ -48,9 +52,10 @@ def parse(text: str) -> Place:
 def fetch(place: Place, name: str) -> HubFile:
     """The file ``name`` of a repository, out of the hub's cache or fetched into it.
 
-    Raises NotThereError where the repository has no such file, UserError where it cannot be had.
+    Raises NotThereError where the repository has no such file, AbsentError where it is not in the cache and
+    there is no way to the hub, and UserError where it cannot be had for another reason.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -64,28 +69,35 @@ def fetch(place: Place, name: str) -> HubFile:
     try:
         path = Path(hf_hub_download(place.repo, name, revision=place.revision))
     except LocalEntryNotFoundError as error:
+        if try_to_load_from_cache(place.repo, name, revision=place.revision) is _CACHED_NO_EXIST:
+            raise _not_there(place, name) from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-        raise UserError(
-            f"{place}: {name} is not in the hub's cache and {why}; fetch it where there is a network (hf download "
-            f"{place.repo} {name}), or give a file as file:PATH"
+        raise AbsentError(
+            f"{place}: {name} is not in the hub's cache and {why}; fetch it where there is a network (hf "
+            f"download {place.repo} {name}), or give a file as file:PATH"
         ) from error
     except EntryNotFoundError as error:
-        raise NotThereError(f"{place} has no file {name}; name one as hf:{place.repo}:FILE") from error
+        raise _not_there(place, name) from error
     except GatedRepoError as error:
         raise UserError(
-            f"{place} is only for those who have agreed to its terms; do so on its page and log in with hf auth login"
+            f"{place} is only for those who have agreed to its terms; do so on its page and log in with hf "
+            "auth login"
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{place.repo} has no revision {place.revision}; check it") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"the hub has no repository {place.repo}, or none that you may read; check its name, or log in with "
-            "hf auth login"
+            f"the hub has no repository {place.repo}, or none that you may read; check its name, or log in "
+            "with hf auth login"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot fetch {name} of {place}: {reason}; try again") from error
     return HubFile(path, _commit(path))
+
+
+def _not_there(place: Place, name: str) -> NotThereError:
+    return NotThereError(f"{place} has no file {name}; name one as hf:{place.repo}:FILE")
 
 
 def _commit(path: Path) -> str:
@@ -108,9 +120,12 @@ def fetch_json(place: Place, name: str) -> dict[str, Any]:
 
 def fetch_first(place: Place, names: tuple[str, ...]) -> HubFile:
     """The first of several files that a repository has; errors as of ``fetch``."""
+    absent: AbsentError | None = None
     for name in names:
         try:
             return fetch(place, name)
-        except NotThereError:
-            continue
-    raise NotThereError(f"{place} has none of {', '.join(names)}; name its file as hf:{place.repo}:FILE")
+        except AbsentError as error:
+            if absent is None or not isinstance(error, NotThereError):
+                absent = error
+    assert absent is not None
+    raise absent

@@ -6,7 +6,7 @@ classifier; what our backbone has of that model is then written, and the rest is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from mimbench import checkpoint, download
 from mimbench.errors import UserError
+from mimbench.files import sha256
 from mimbench.registry import build_backbone
 from mimbench.spec import IMAGENET_MEAN, IMAGENET_STD, Readout
 from mimbench.weights import foreign, hub
@@ -72,7 +73,7 @@ def by_name(name: str) -> TimmWeights:
     except RuntimeError:  # a tag that the model does not have
         found = None
     if found is None or not found.has_weights:
-        tags = [known for known in timm.list_pretrained(f"{architecture}.*")][:6]
+        tags = timm.list_pretrained(f"{architecture}.*")[:6]
         hint = f"name one of {', '.join(tags)}" if tags else "name another model"
         raise UserError(f"timm has no weights for {name}; {hint}")
     settings = found.to_dict()
@@ -88,15 +89,17 @@ def in_repository(place: hub.Place, config: Mapping[str, Any]) -> TimmWeights:
     architecture = str(config["architecture"])
     if not timm.is_model(architecture):
         raise UserError(
-            f"{place} holds a model of timm called {architecture}, which timm {timm.__version__} does not know; "
-            "upgrade timm"
+            f"{place} holds a model of timm called {architecture}, which timm {timm.__version__} does not "
+            "know; upgrade timm"
         )
     settings = {**config.get("pretrained_cfg", {})}
     settings.setdefault("num_classes", config.get("num_classes", 0))
     args = dict(config.get("model_args") or {})
     if "global_pool" in config:
         args.setdefault("global_pool", config["global_pool"])
-    weights = TimmWeights(str(place), architecture, str(settings.get("tag", "")), settings, args, place)
+    # anyone may save a model under the tag of the settings it was made with; timm's own are what they say
+    tag = str(settings.get("tag", "")) if place.repo.startswith("timm/") else ""
+    weights = TimmWeights(str(place), architecture, tag, settings, args, place)
     return replace(weights, model_args={k: v for k, v in args.items() if k != "num_classes"})
 
 
@@ -154,16 +157,24 @@ def convert(weights: TimmWeights, target: Path) -> None:
             "source": f"timm {timm.__version__}",
             "num_classes": int(weights.settings.get("num_classes") or 0),
             "file": file.path.name,
-            "file_sha256": checkpoint.sha256(file.path),
+            "file_sha256": sha256(file.path),
             "origin": ORIGIN,
             "origin_version": VERSION,
             "used": used,
-            "dropped": {name: HEAD for name in state.keys() - set(used) - fresh},
-            "fresh": {name: FRESH for name in sorted(fresh)},
+            "dropped": dict.fromkeys(sorted(state.keys() - set(used) - fresh), HEAD),
+            "fresh": dict.fromkeys(sorted(fresh), FRESH),
         },
     }
-    shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
-    checkpoint.write_tensors(target, shapes, _tensors(needed, state, shapes, file.path), metadata)
+
+    def read(ours: str) -> Tensor:
+        tensor = state[needed[ours]].detach()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"tensor {needed[ours]!r} of {file.path.name} holds NaN or infinity; it is not usable"
+            )
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    checkpoint.write_tensors(target, backbone.state_dict(), read, metadata)
 
 
 def _loaded(weights: TimmWeights, path: Path) -> torch.nn.Module:
@@ -172,7 +183,7 @@ def _loaded(weights: TimmWeights, path: Path) -> torch.nn.Module:
     if path.suffix in (".safetensors", ".npz"):
         overlay |= {"file": str(path), "custom_load": path.suffix == ".npz"}
     else:  # timm would unpickle it, whatever it does
-        overlay["state_dict"] = dict(foreign.read(path))
+        overlay["state_dict"] = _tensors(foreign.read(path))
     name = weights.architecture
     if weights.name.startswith("hf:"):
         how: dict[str, Any] = {"pretrained_cfg": {**weights.settings, "architecture": name, **overlay}}
@@ -184,7 +195,8 @@ def _loaded(weights: TimmWeights, path: Path) -> torch.nn.Module:
     except (RuntimeError, ValueError, LookupError, TypeError, AssertionError, OSError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"timm cannot load {path.name} into {weights.architecture} ({reason}); the file is not of that model"
+            f"timm cannot load {path.name} into {weights.architecture} ({reason}); the file is not of that "
+            "model"
         ) from error
 
 
@@ -203,21 +215,21 @@ def _not_in(path: Path, needed: Mapping[str, str], weights: TimmWeights) -> set[
     last = {theirs for ours, theirs in needed.items() if ours.startswith("norm.")}
     if missing - last:
         raise UserError(
-            f"{path.name} of {weights.name} lacks {', '.join(sorted(missing - last)[:8])} of {weights.architecture}; "
-            "it is not of that model"
+            f"{path.name} of {weights.name} lacks {', '.join(sorted(missing - last)[:8])} of "
+            f"{weights.architecture}; it is not of that model"
         )
     return missing
 
 
-def _tensors(
-    needed: Mapping[str, str], state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], path: Path
-) -> Iterator[tuple[str, Tensor]]:
-    for ours, theirs in needed.items():
-        tensor = state[theirs].detach()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"tensor {theirs!r} of {path.name} holds NaN or infinity; it is not usable")
-        assert tensor.shape == shapes[ours], (ours, theirs)
-        yield ours, tensor.float() if tensor.is_floating_point() else tensor
+def _tensors(content: Any) -> dict[str, Any]:
+    """What of a file's content is tensors, in the containers they lie in, which timm's filters know."""
+    found = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor):
+            found[str(name)] = value
+        elif isinstance(value, Mapping) and (inner := _tensors(value)):
+            found[str(name)] = inner
+    return found
 
 
 def _address(weights: TimmWeights) -> str:

@@ -13,6 +13,7 @@ from mimbench.outcomes import Hits
 from mimbench.plan import Plan, make_plan
 from mimbench.request import make_request
 from mimbench.spec import Job
+from mimbench.weights.given import Given
 
 
 @pytest.fixture
@@ -197,13 +198,16 @@ def test_learning_from_a_teacher_that_saw_labels_is_learning_from_labels(plan):
     assert the(made, "pretrain", "tinymim[teacher=method:supervised]").content["external"] == "labels"
 
 
-def test_a_teacher_of_timm_is_a_file_with_a_name(plan, tmp_path, monkeypatch):
-    (tmp_path / "vit.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr("mimbench.registry.fetch_teacher", {"vit": tmp_path / "vit.safetensors"}.__getitem__)
-    made = plan("tinymim", teacher="timm:vit", baselines=False)
-    assert variants(made) == ["tinymim[teacher=timm:vit]"]
-    assert list(made.files.values()) == [tmp_path / "vit.safetensors"]
-    assert not made.jobs[0].needs
+def test_a_released_teacher_is_a_file_with_a_name(plan, tmp_path, monkeypatch):
+    path = tmp_path / "vit.safetensors"
+    path.write_bytes(b"weights")
+    given = {name: Given(path, name, {}) for name in ("timm:vit", "mae@vit_base")}
+    monkeypatch.setattr("mimbench.variants.resolve", given.__getitem__)
+    for name in given:
+        made = plan("tinymim", teacher=name, baselines=False)
+        assert variants(made) == [f"tinymim[teacher={name}]"]
+        assert list(made.files.values()) == [path]
+        assert not made.jobs[0].needs
 
 
 def test_floor_and_ceiling_stand_beside_the_methods(plan):
@@ -285,7 +289,10 @@ def test_without_labels_there_is_no_ceiling_and_no_probe(plan, without_labels):
         ({"teacher": "method:mae"}, "no method of this run has a teacher"),
         ({"methods": "tinymim", "teacher": "method:vqvae"}, "no teacher is called 'vqvae'"),
         ({"methods": "tinymim", "teacher": "file:nowhere"}, "cannot read the teacher nowhere: No such file"),
-        ({"methods": "tinymim", "teacher": "clip"}, "timm:NAME for one of timm's, method:NAME"),
+        (
+            {"methods": "tinymim", "teacher": "clip"},
+            "released weights such as mae@vit_base or timm:NAME, method:NAME",
+        ),
         ({"methods": "tinymim[ibot.out_dim=5]"}, "'ibot.out_dim': it is trained from mae;"),
         (
             {"methods": "beit", "tokenizer": "file:nowhere.pt"},
@@ -298,7 +305,7 @@ def test_without_labels_there_is_no_ceiling_and_no_probe(plan, without_labels):
         ),
         (
             {"methods": "beit", "tokenizer": "dvae.pt"},
-            "write file:PATH or https://… for weights, method:NAME",
+            "write file:PATH or https://…, method:NAME",
         ),
         ({"protocol": "knn", "set": ["knn.k=5000"]}, "knn.k=5000 asks for more neighbours than"),
     ],

@@ -200,7 +200,9 @@ def test_drop_path_depends_on_each_images_key_alone(name: str) -> None:
         assert not torch.allclose(backbone.encode(images, keys=keys + 100).patches, whole)
         backbone.eval()
         assert_close(backbone.encode(images, keys=keys).patches, backbone.encode(images).patches)
-        draws = torch.stack([made(name, args, size).rebuilt().encode(images).patches, backbone.encode(images).patches])
+        draws = torch.stack(
+            [made(name, args, size).rebuilt().encode(images).patches, backbone.encode(images).patches]
+        )
     assert_close(draws[0], draws[1])
 
 
@@ -210,12 +212,17 @@ def test_every_parameter_has_its_layer_and_learns(kind) -> None:
     layers = group_parameters(backbone, backbone.group_matcher(), reverse=True)
     parameters = dict(backbone.named_parameters())
     assert layers.keys() == parameters.keys()
-    assert layers[next(key for key in parameters if "patch_embed" in key or "stem" in key or "conv1" in key)] == 0
+    assert (
+        layers[next(key for key in parameters if "patch_embed" in key or "stem" in key or "conv1" in key)]
+        == 0
+    )
     if "norm.weight" in layers:
         assert layers["norm.weight"] == max(layers.values())
     undecayed = backbone.no_weight_decay()
     assert undecayed <= parameters.keys()
-    tables = {key for key in parameters if key.rpartition(".")[2] in ("pos_embed", "relative_position_bias_table")}
+    tables = {
+        key for key in parameters if key.rpartition(".")[2] in ("pos_embed", "relative_position_bias_table")
+    }
     if "cait" not in name and "swin" not in name:
         assert tables <= undecayed
     out = backbone.train().encode(torch.randn(4, 3, size, size))

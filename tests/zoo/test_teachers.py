@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import huggingface_hub.constants
 import pytest
 import torch
 
@@ -12,8 +11,7 @@ from torch.testing import assert_close
 
 from method_zoo.backbones import build
 from method_zoo.backbones.blocks import attention_probabilities
-from method_zoo.parts import teachers
-from method_zoo.parts.teachers import FrozenTeacher, fetch_timm, keep_timm, load_teacher
+from method_zoo.parts.teachers import FrozenTeacher, load_teacher
 from mimbench.checkpoint import encoder_metadata, load_encoder, save_weights
 from mimbench.errors import UserError
 from mimbench.method import Teacher
@@ -24,11 +22,14 @@ NAME = "vit_tiny_patch16_224"
 
 @pytest.fixture(scope="module")
 def timm_file(tmp_path_factory):
-    """A model of timm with random weights, as if it had been fetched."""
+    """A model of timm with random weights, as it is kept once it was fetched."""
     torch.manual_seed(0)
+    backbone = build(f"timm:{NAME}", 224)
     model = timm.create_model(NAME, num_classes=0).eval()
+    model.load_state_dict({backbone.timm_name(name): value for name, value in backbone.state_dict().items()})
     path = tmp_path_factory.mktemp("teachers") / "model.safetensors"
-    keep_timm(NAME, path, model)
+    half = [0.5, 0.5, 0.5]
+    save_weights(path, backbone, {"backbone_config": backbone.config, "mean": half, "std": half})
     return path, model
 
 
@@ -84,31 +85,15 @@ def test_what_is_no_teacher_is_refused_in_one_sentence(tmp_path) -> None:
     save_weights(tmp_path / "encoder.safetensors", pixels, encoder_metadata(pixels, card))
     with pytest.raises(UserError, match="no transformer"):
         load_teacher(tmp_path, (4, 4))
-    with pytest.raises(UserError, match="timm has no model 'vit_tinny'"):
-        fetch_timm("vit_tinny")
-    with pytest.raises(UserError, match="is a ResNet; give a plain vision transformer"):
-        fetch_timm("resnet18")
-
-
-def test_weights_of_timm_are_fetched_once(tmp_path, monkeypatch, timm_file) -> None:
-    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
-    fetched = []
-    monkeypatch.setattr(teachers, "_fetched", lambda name: fetched.append(name) or timm_file[1])
-    assert fetch_timm(NAME) == fetch_timm(NAME)
-    assert fetched == [NAME]
-    images = torch.rand(1, 3, 64, 64)
-    ours, given = (load_teacher(path, (4, 4)).encode(images) for path in (fetch_timm(NAME), timm_file[0]))
-    assert_close(ours.patches, given.patches)
-
-
-def test_without_a_network_the_teacher_is_named(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"cannot fetch timm's vit_tiny_patch16_224 .*file:PATH"):
-        fetch_timm(NAME)
-    assert not list(tmp_path.rglob("*.safetensors"))
+    convolutions = build("timm:test_resnet", 64)
+    half = [0.5, 0.5, 0.5]
+    save_weights(
+        tmp_path / "resnet.safetensors",
+        convolutions,
+        {"backbone_config": convolutions.config, "mean": half, "std": half},
+    )
+    with pytest.raises(UserError, match="no transformer"):
+        load_teacher(tmp_path / "resnet.safetensors", (2, 2))
 
 
 def test_frozen_teacher_is_the_contract() -> None:
