@@ -121,7 +121,7 @@ def run_request(request: Request, watch: Watch, executor: Executor | None = None
     if fabric is not None:
         fabric.barrier()  # the first has prepared the data, the others find it
         data = data or _open_data(request, watch)
-    plan = make_plan(request, data, precision)
+    plan = make_plan(request, data, precision, watch.progress)
     ledger = Ledger(request.out)
     done = ledger.done(plan)
     if fabric is not None:

@@ -6,12 +6,13 @@ and what is left to do is a set difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimbench.choice import Choice, choose_protocols
+from mimbench.progress import Progress, silent
 from mimbench.recipes import recipe_for
 from mimbench.spec import Budget, Job, Setting
 from mimbench.variants import Assignments, Released, Variant, choose_variants
@@ -47,17 +48,23 @@ class Plan:
         return [other for other in self.jobs if job.id in other.needs]
 
 
-def make_plan(request: Request, datasets: Sequence[Dataset], precision: str) -> Plan:
+def make_plan(
+    request: Request,
+    datasets: Sequence[Dataset],
+    precision: str,
+    report: Callable[[Progress], None] = silent,
+) -> Plan:
     """All jobs that ``request`` takes.
 
     datasets: the first is pre-trained on; all are evaluated on, by the protocols of their task.
-    precision: what the request's precision comes down to on this device.
+    precision: what the request's precision comes down to on this device. report: hears how far weights are
+    that have to be fetched.
     Raises UserError for whatever of the request cannot work, before any work starts.
     """
     data = datasets[0]
     assigned = Assignments(request.set)
     labelled = data.classes is not None and data.task == "classification"
-    variants = choose_variants(request, labelled, assigned)
+    variants = choose_variants(request, labelled, assigned, report)
     choices, left_out = choose_protocols(request.protocol, datasets, assigned)
     assigned.check_all_met()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mimbench import registry, settings
 from mimbench.download import fetch
 from mimbench.errors import UserError, unknown
+from mimbench.progress import Progress, silent
 from mimbench.request import BUDGETS, Request
 from mimbench.spec import External
 from mimbench.weights.given import Given, is_given, resolve
@@ -159,12 +160,15 @@ class Assignments:
 
 
 def choose_variants(
-    request: Request, labelled: bool, assigned: Assignments
+    request: Request, labelled: bool, assigned: Assignments, report: Callable[[Progress], None] = silent
 ) -> list[Variant] | list[Released | Variant]:
-    """The variants a request names, floor rows before them and ceiling rows after them."""
+    """The variants a request names, floor rows before them and ceiling rows after them.
+
+    report: hears how far weights are that have to be fetched.
+    """
     wanted = settings.parse_methods(",".join(request.methods))
     if asks_for_released(request):
-        return _released(request, wanted, assigned)
+        return _released(request, wanted, assigned, report)
     if request.baselines:
         listed = {item.key for item in wanted if not item.given}  # a variant does not stand in for it
         for key, cls in registry.methods().items():
@@ -176,7 +180,7 @@ def choose_variants(
     given = {
         name: source for name in ("tokenizer", "teacher") if (source := getattr(request, name)) is not None
     }
-    builder = _Builder(assigned, labelled)
+    builder = _Builder(assigned, labelled, report)
     variants = [builder.row(item, given) for item in wanted]
     for name, source in given.items():
         if name not in builder.used:
@@ -213,7 +217,10 @@ def _role(item: settings.Wanted) -> str:
 
 
 def _released(
-    request: Request, wanted: Sequence[settings.Wanted], assigned: Assignments
+    request: Request,
+    wanted: Sequence[settings.Wanted],
+    assigned: Assignments,
+    report: Callable[[Progress], None],
 ) -> list[Released | Variant]:
     """Rows of released weights; before them raw pixels, and each of their architectures untrained."""
     for name in ("backbone", *BUDGETS, "recipe", "batch_size", "tokenizer", "teacher"):
@@ -229,7 +236,7 @@ def _released(
                 raise UserError(
                     f"{item.key} is trained already and takes no settings; leave the brackets out"
                 )
-            rows.append(Released(resolve(item.key)))
+            rows.append(Released(resolve(item.key, report)))
     named = {row.label: row.given for row in rows}
     for item in wanted:
         if item.key == "random":
@@ -239,7 +246,7 @@ def _released(
                     "random[like=mae@vit_base]"
                 )
             like = str(item.given["like"])
-            rows.append(Released(named.get(like) or resolve(like), untrained=True))
+            rows.append(Released(named.get(like) or resolve(like, report), untrained=True))
     by_label: dict[str, Released] = {}
     for row in rows:
         if by_label.setdefault(row.label, row).given.key != row.given.key:
@@ -281,6 +288,7 @@ class _Builder:
 
     assigned: Assignments
     labelled: bool
+    report: Callable[[Progress], None] = silent
     used: set[str] = field(default_factory=set)
 
     @cached_property
@@ -378,9 +386,9 @@ class _Builder:
             if kind == "file" and rest:
                 self.files[source] = _read(name, Path(rest).expanduser(), None)
             elif kind in ("http", "https") and rest and not teacher:
-                self.files[source] = _read(name, fetch(source), None)
+                self.files[source] = _read(name, fetch(source, self.report), None)
             elif teacher and is_given(source):
-                self.files[source] = _read(name, resolve(source).path, source)
+                self.files[source] = _read(name, resolve(source, self.report).path, source)
             else:
                 forms = "released weights such as mae@vit_base or timm:NAME" if teacher else "https://…"
                 raise UserError(

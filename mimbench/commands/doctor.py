@@ -32,8 +32,13 @@ def weights(
     ] = "",
 ) -> None:
     """Say what of a weights file is used, dropped and fresh, and what its tokens look like."""
+    from mimbench.console import watch_on
     from mimbench.weights.examined import examine, told
 
-    examined = examine(source, layout)
+    watch = watch_on(Console(stderr=True))
+    try:
+        examined = examine(source, layout, watch.progress)
+    finally:
+        watch.close()
     Console().print(told(examined))
     raise typer.Exit(1 if examined.audit.flags else 0)

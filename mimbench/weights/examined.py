@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from mimbench import checkpoint
 from mimbench.errors import UserError
+from mimbench.progress import Progress, silent
 from mimbench.spec import Readout
 from mimbench.weights.audit import Audit, audit
 from mimbench.weights.convert import convert
@@ -36,11 +37,12 @@ class Examined:
     audit: Audit
 
 
-def examine(source: str, layout: str = "") -> Examined:
+def examine(source: str, layout: str = "", report: Callable[[Progress], None] = silent) -> Examined:
     """Look at a file, or at what ``--methods`` would take by that name.
 
-    layout: for a foreign file, the entry of the catalogue whose layout it has. Raises UserError for a file
-    that does not fit it, naming what is lost, unexpected or not finite.
+    layout: for a foreign file, the entry of the catalogue whose layout it has. report: hears how far weights
+    are that have to be fetched. Raises UserError for a file that does not fit it, naming what is lost,
+    unexpected or not finite.
     """
     path = Path(source).expanduser()
     if not layout:
@@ -49,7 +51,7 @@ def examine(source: str, layout: str = "") -> Examined:
                 f"{path} is no encoder that mimbench wrote; say whose layout it has, as in mimbench doctor "
                 f"weights {path} --as mae@vit_base (mimbench weights list lists all)"
             )
-        return _examine(of_file(path) if path.exists() else resolve(source))
+        return _examine(of_file(path) if path.exists() else resolve(source, report))
     if not path.is_file():
         raise UserError(f"no weights file at {path}; check the path")
     with tempfile.TemporaryDirectory(prefix="mimbench-weights-") as folder:

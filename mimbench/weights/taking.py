@@ -70,9 +70,11 @@ def take_own(
         )
     if (name := f"{key}@{title}") in entries():
         raise UserError(f"{name} is a released file; give your own weights another title than {title!r}")
+    unsaid = ("data", "learned_from", "licence", "page", "source", "notes")
+    paper = () if key == like.method else ("title", "paper", "arxiv", "code")
     entry = like.model_copy(
         update={
-            **dict.fromkeys(("data", "learned_from", "licence", "page", "source", "notes"), ""),
+            **dict.fromkeys((*unsaid, *paper), ""),
             **{"name": name, "epochs": None, "mirrors": (), "figures": {}},
             "image_size": image_size or like.image_size,
             "options": {**like.options, **options},

@@ -19,6 +19,8 @@ import mimbench
 from mimbench import checkpoint
 from mimbench.cli import app
 from mimbench.errors import UserError
+from mimbench.executors import Watch
+from mimbench.progress import Progress
 from mimbench.published import Figure
 from mimbench.registry import find_origin, origins
 from mimbench.weights import entries as catalogue
@@ -339,3 +341,16 @@ def test_own_weights_without_a_proper_name_are_refused(run, small, arguments, sa
 def test_weights_that_are_not_there_are_a_sentence(small):
     with pytest.raises(UserError, match="did you mean"):
         mimbench.load_encoder("mae@vit_bsae")
+
+
+def test_a_run_tells_how_far_a_file_is_that_it_fetches(small, tmp_path):
+    told = []
+
+    class Heard(Watch):
+        def progress(self, progress: Progress) -> None:
+            told.append(progress.stage)
+
+    mimbench.run("mae@vit_base", "none", image_size=64, baselines=False, out=tmp_path / "out", watch=Heard())
+    assert any(stage.startswith("fetching mae.pth, ") for stage in told)
+    assert "converting mae@vit_base" in told
+    assert (tmp_path / "out" / "records").is_dir()
