@@ -112,6 +112,9 @@ def convert(
         str, typer.Option(metavar="TITLE", help="These are not NAME's weights but your own, called TITLE.")
     ] = "",
     method: Annotated[str, typer.Option(metavar="KEY", help="Of --own: another method's.")] = "",
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME", help="Of --own: another backbone, such as vit_small_patch16.")
+    ] = "",
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Of --own: in pixels, if other than NAME's.")
     ] = None,
@@ -131,15 +134,23 @@ def convert(
 
     entry = find_entry(as_)
     if own:
-        options = parse_options(set)
-        made = take_own(path, entry, own, method=method, image_size=image_size, options=options, out=out)
+        made = take_own(
+            path,
+            entry,
+            own,
+            method=method,
+            backbone=backbone,
+            image_size=image_size,
+            options=parse_options(set),
+            out=out,
+        )
         typer.echo(sentence(made, own))
         typer.echo(f"mimbench run --methods {own}=file:{made} evaluates it")
         return
-    if method or image_size or set:
+    if method or backbone or image_size or set:
         raise UserError(
-            f"--method, --image-size and --set are for weights of your own, and {as_} is released as it is; "
-            "add --own TITLE"
+            "--method, --backbone, --image-size and --set are for weights of your own, and "
+            f"{as_} is released as it is; add --own TITLE"
         )
     typer.echo(sentence(take(path, entry, out), entry.name))
 

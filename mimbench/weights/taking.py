@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mimbench.errors import UserError
 from mimbench.files import locked, make_folder, sha256
+from mimbench.registry import build_backbone, find_origin
 from mimbench.weights.convert import convert
 from mimbench.weights.entries import converted_path, entries
 from mimbench.weights.entry import Entry
@@ -49,6 +51,7 @@ def take_own(
     title: str,
     *,
     method: str = "",
+    backbone: str = "",
     image_size: int | None = None,
     options: Mapping[str, Any] = {},
     out: Path | None = None,
@@ -56,8 +59,8 @@ def take_own(
     """Convert ``source``, which its user trained with code that writes files like ``like``'s.
 
     It is called METHOD@TITLE, says nothing of ``like``'s data, epochs or licence, and takes no place in the
-    cache. method: another key than ``like``'s. image_size: in pixels, that it was trained on. options: of the
-    backbone, where they are not ``like``'s. out: a file or folder; TITLE.safetensors here by default.
+    cache. method, backbone: others than ``like``'s. image_size: in pixels, that it was trained on. options:
+    of the backbone, where they are not ``like``'s. out: a file or folder; TITLE.safetensors here by default.
     Raises UserError for a title that is none or is a released file's, and for a file of another layout.
     """
     _check_source(source)
@@ -76,13 +79,27 @@ def take_own(
         update={
             **dict.fromkeys((*unsaid, *paper), ""),
             **{"name": name, "epochs": None, "mirrors": (), "figures": {}},
+            "backbone": backbone or like.backbone,
             "image_size": image_size or like.image_size,
             "options": {**like.options, **options},
         }
     )
+    _check_options(entry, options)
     target = _target(out or Path(), f"{title}.safetensors")
     convert(source, entry, target)
     return target
+
+
+def _check_options(entry: Entry, options: Mapping[str, Any]) -> None:
+    try:
+        with torch.device("meta"):
+            build_backbone(**find_origin(entry.origin).config(entry))
+    except TypeError as error:
+        given = ", ".join(options) or "the options of the entry"
+        raise UserError(
+            f"{entry.backbone} cannot be built with {given} ({error}); "
+            "mimbench weights show NAME lists the options of an entry"
+        ) from error
 
 
 def known_sums(entry: Entry) -> set[str]:

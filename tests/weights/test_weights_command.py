@@ -328,6 +328,8 @@ def test_own_weights_may_be_of_another_size(run, small):
         (("--own", "vit_large"), "mae@vit_large is a released file"),
         (("--own", "x", "--method", "A!"), "no key of a method"),
         (("--own", "x", "--set", "depth"), "OPTION=VALUE"),
+        (("--own", "x", "--set", "dpeth=3"), "cannot be built with dpeth"),
+        (("--own", "x", "--backbone", "vit_bsae_patch16"), "did you mean vit_base_patch16"),
         (("--own", "x", "--out", "x.pth"), "name it x.pth.safetensors"),
     ],
 )
