@@ -164,11 +164,15 @@ def _check_archive(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
         )
     unpacked = sum(entry.file_size for entry in entries)
     size = path.stat().st_size
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or unpacked > size:
+    if unpacked > size:
         raise pickles.RefusedError(
             f"unpacks to {unpacked:,} bytes from {size:,}: PyTorch compresses nothing, so somebody else "
             "packed it, perhaps to fill the memory; nothing was unpacked. Take it from a source you trust"
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise pickles.RefusedError(
+            "was packed anew by something that compresses, which PyTorch does not, so its tensors do not lie "
+            "where they are looked for; take the file as it was published"
         )
     if tables[0].file_size > MOST_PICKLE:
         raise pickles.RefusedError(

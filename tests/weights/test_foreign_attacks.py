@@ -200,6 +200,19 @@ def test_a_bomb_is_refused_before_it_is_unpacked(what: str, tmp_path: Path) -> N
     assert "nothing was unpacked" in refused(path)
 
 
+def test_compressed_bytes_are_not_taken_for_numbers(tmp_path: Path) -> None:
+    """They lie where tensors are mapped from. Here compressing gained nothing, so sizes say nothing."""
+    path, draw = tmp_path / "weights.pth", torch.Generator().manual_seed(0)
+    write({"w": torch.randint(0, 256, (64,), generator=draw).byte()}, path, "zip")
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            kind = zipfile.ZIP_DEFLATED if name.endswith("data/0") else zipfile.ZIP_STORED
+            archive.writestr(name, content, kind)
+    assert "something that compresses" in refused(path)
+
+
 def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with zipfile.ZipFile(path, "w") as made:
