@@ -53,8 +53,11 @@ def entries_of(method: str) -> list[Entry]:
 def find_entry(name: str) -> Entry:
     """The entry called ``name``; raises UnknownNameError with near matches."""
     if name not in entries():
-        same = [known for known in entries() if known.partition("@")[0] == name.partition("@")[0]]
-        raise unknown("released weights", name, same or entries(), "mimbench weights list lists all")
+        method = name.partition("@")[0]
+        if same := [entry.name for entry in entries_of(method)]:
+            raise unknown("released file", name, same, "mimbench weights list lists all")
+        methods = {entry.method for entry in entries().values()}
+        raise unknown("method with released weights", method, methods, "mimbench weights list lists all")
     return entries()[name]
 
 

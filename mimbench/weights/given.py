@@ -146,11 +146,13 @@ def _trained_here(path: Path, sha256: str, method: str) -> dict[str, Any]:
     if told := record.facts.get("release"):  # it was taken over itself
         return dict(told)
     content = record.content
+    if not content.get("recipe"):
+        return {"source": f"record {record.id}"}
     setting, external = Setting.model_validate(content["setting"]), content.get("external", "none")
     epochs = setting.budget.amount if setting.budget and setting.budget.unit == "epochs" else None
     return {
         "data": setting.data,
-        "epochs": epochs if content.get("recipe") else None,
+        "epochs": epochs,
         "external": external,
         "labels": external == "labels",
         "learned_from": content.get("sources", ""),
