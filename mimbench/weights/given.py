@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,23 @@ def resolve(text: str, report: Report = silent) -> Given:
     source, label = match["source"], match["label"]
     kind, _, rest = source.partition(":")
     if kind == "file":
-        return of_file(Path(rest).expanduser(), label)
+        return _named(of_file(Path(rest).expanduser()), label)
     if kind in ("timm", "hf"):
         return of_file(converted(kind, rest), label or source)
     return of_entry(find_entry(source), label, report)
+
+
+def _named(given: Given, label: str | None) -> Given:
+    """``given`` under the name that its user chose; UserError for one that belongs to other weights."""
+    if label is None or label == given.label:
+        return given
+    name = given.release.get("name")
+    if SPOKEN_FOR.search(label) and label != name:
+        of = f"it was converted as {name}" if name else "it is none of the catalogue"
+        raise UserError(
+            f"{given.path} cannot be called {label}, a name of other weights: {of}; choose one without @ and :"
+        )
+    return replace(given, label=label)
 
 
 def of_entry(entry: Entry, label: str | None = None, report: Report = silent) -> Given:
@@ -109,15 +122,7 @@ def of_file(path: Path, label: str | None = None) -> Given:
             "--as NAME, NAME being the entry of mimbench weights list whose layout it has"
         )
     stem = path.parent.name if path.name == checkpoint.ENCODER_FILE else path.stem
-    release = release_of(path, metadata)
-    if label and SPOKEN_FOR.search(label) and label not in (release.get("name"), f"file:{stem}"):
-        of = (
-            f"it was converted as {release['name']}" if release.get("name") else "it is none of the catalogue"
-        )
-        raise UserError(
-            f"{path} cannot be called {label}, a name of other weights: {of}; choose one without @ and :"
-        )
-    return Given(path, label or f"file:{stem}", {**metadata, "release": release})
+    return Given(path, label or f"file:{stem}", {**metadata, "release": release_of(path, metadata)})
 
 
 def release_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
