@@ -6,6 +6,7 @@ form in LTH14/mage (config/vqgan.yaml) and LTH14/rcg. The names of the parameter
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,9 +124,8 @@ def from_state(state: Mapping[str, Tensor], source: str) -> VQGAN:
     """The tokenizer with the weights of ``state``, which may hold the decoder too, its size read off them."""
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(DECODER)}
     width = len(kept["encoder.conv_in.weight"])
-    levels = 1 + max(
-        (int(name.split(".")[2]) for name in kept if name.startswith("encoder.down.")), default=0
-    )
+    found = [re.match(r"encoder\.down\.(\d+)\.", name) for name in kept]
+    levels = 1 + max((int(match[1]) for match in found if match), default=0)
     blocks = sum(name.startswith("encoder.down.0.block.") and name.endswith("conv1.weight") for name in kept)
     firsts = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     if missing := [name for name in firsts if name not in kept]:
