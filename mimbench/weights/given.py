@@ -101,7 +101,8 @@ def _named(given: Given, label: str | None) -> Given:
     if SPOKEN_FOR.search(label) and label != name:
         of = f"it was converted as {name}" if name else "it is none of the catalogue"
         raise UserError(
-            f"{given.path} cannot be called {label}, a name of other weights: {of}; choose one without @ and :"
+            f"{given.path} cannot be called {label}, a name of other weights: {of}; choose one "
+            "without @ and :"
         )
     return replace(given, label=label)
 
