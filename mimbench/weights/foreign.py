@@ -157,7 +157,7 @@ def _check_archive(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
             "torch.save its state_dict()"
         )
     if len(tables) != 1:
-        inside = ", ".join(names[:3]) or "nothing"
+        inside = pickles.shown(", ".join(names[:3])) or "nothing"
         raise pickles.RefusedError(
             f"is a zip archive that PyTorch did not write (it holds {inside}); unpack it and give the file "
             "of weights in it"
@@ -244,8 +244,9 @@ def state_dict(content: Any, containers: Sequence[Sequence[str]], path: Path) ->
             if state is not None:
                 return _plain(state, path)
     there = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    there = pickles.shown(there, 300)
     wanted = " or ".join(".".join(keys) or "the file itself" for keys in containers)
-    raise UserError(f"{path} has no state dict under {wanted}; it holds {there[:300]}")
+    raise UserError(f"{path} has no state dict under {wanted}; it holds {there}")
 
 
 def _flat(state: Mapping[Any, Any], depth: int = 0) -> dict[str, Tensor] | None:
@@ -268,7 +269,7 @@ def _plain(state: Mapping[str, Tensor], path: Path) -> Tensors:
         taken = tensor.numel() * tensor.element_size()
         if taken > size:
             raise UnreadableError(
-                f"{path} says that {name!r} takes {taken:,} bytes, more than it has itself; take the weights "
-                "from a source you trust"
+                f"{path} says that {pickles.shown(name)!r} takes {taken:,} bytes, more than it has itself; "
+                "take the weights from a source you trust"
             )
     return Tensors({name: tensor.shape for name, tensor in state.items()}, state.__getitem__)

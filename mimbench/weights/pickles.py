@@ -152,12 +152,17 @@ def full_name(argument: str) -> str:
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"
 
 
+def shown(text: str, most: int = 100) -> str:
+    """What a file says, fit to be printed: on one line, and nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most]) + "…" * (len(text) > most)
+
+
 def _check(name: str) -> None:
     if name not in BUILDING and name not in STAND_INS:
         raise RefusedError(
-            f"wants {name} to be called, which is not among the harmless things that files of weights hold; "
-            "nothing of it was run. Take the weights from a source you trust, or have whoever made the file "
-            "save its state dict alone"
+            f"wants {shown(name)} to be called, which is not among the harmless things that files of weights "
+            "hold; nothing of it was run. Take the weights from a source you trust, or have whoever made the "
+            "file save its state dict alone"
         )
 
 

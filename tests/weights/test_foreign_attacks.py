@@ -186,6 +186,18 @@ def test_a_table_of_contents_that_does_what_none_does_is_refused(case: str, tmp_
     assert said in message
 
 
+def test_what_a_file_says_is_not_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    escape = "\x1b[2J\x1b]0;title\x07\r"
+    named = archive(tmp_path / "a.pth", b"\x80\x02" + glob("os" + escape, "system" * 99) + b"(tR.")
+    torch.save({f"epoch{escape}\n": 1}, tmp_path / "b.pth")
+    with zipfile.ZipFile(tmp_path / "c.pth", "w") as made:
+        made.writestr(f"notes{escape}", b"")
+    for path in (named, tmp_path / "b.pth", tmp_path / "c.pth"):
+        message = refused(path)
+        assert message.isprintable()
+        assert len(message) < 600
+
+
 # Files that unpack to more than they are -------------------------------------------------------------
 
 
