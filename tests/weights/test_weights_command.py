@@ -191,6 +191,23 @@ def test_get_goes_on_after_a_failure_and_names_it(run, small, web):
     assert err.splitlines()[-1] == "not fetched: mae@vit_base"
 
 
+def test_get_that_is_stopped_says_how_to_go_on(run, small, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mimbench.weights.cached.convert", stop)
+    status, _, err = run("get", "mae@vit_base")
+    assert status == 130
+    assert err == "stopped; run the same command again to go on\n"
+
+
+def test_check_takes_conversions_of_other_places_too(run, small):
+    run("get", "mae@vit_base")
+    other = converted_path(small["mae@vit_base"]).with_name("timm-some_vit-12345678.safetensors")
+    converted_path(small["mae@vit_base"]).rename(other)
+    assert run("check") == (0, f"{other.stem}: ok\n", "")
+
+
 def test_get_keeps_and_copies_where_that_is_asked_for(run, small, web, tmp_path):
     run("get", "mae@vit_base")
     status, out, _ = run("get", "mae@vit_base", "--keep", "--out", "here")
