@@ -64,7 +64,12 @@ class _Handler(BaseHTTPRequestHandler):
         start, status = 0, served.status
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         condition = self.headers.get("If-Range")
-        if wanted and served.ranges and status == 200 and condition in (None, etag):
+        if (
+            wanted
+            and served.ranges
+            and status == 200
+            and condition in (None, etag, served.headers.get("Last-Modified"))
+        ):
             start, status = int(wanted[1]), 206
         body = served.content[start:]
         self.send_response(status)

@@ -107,6 +107,32 @@ def test_the_rest_of_another_file_is_never_joined_to_the_beginning_of_the_first(
     assert get(url) == other
 
 
+def test_a_date_is_enough_to_know_a_file_by(web):
+    """Without an ETag nothing in the answer itself tells that the file is another one by now."""
+    old, new = ({"Last-Modified": f"Sun, 0{day} Nov 2026 00:00:00 GMT"} for day in (1, 8))
+    url = web.put("/encoder.pkl", CONTENT, etag=False, headers=old, breaks=[STEP] * 8)
+    refusal(url)
+    web.files["/encoder.pkl"].breaks.clear()
+    assert get(url) == CONTENT
+    assert web.asked[-1][1]["Range"] == f"bytes={4 * STEP}-"
+
+    url = web.put("/other.pkl", CONTENT, etag=False, headers=old, breaks=[STEP] * 4)
+    refusal(url)
+    web.put("/other.pkl", CONTENT[::-1], etag=False, headers=new)
+    assert get(url) == CONTENT[::-1]
+
+
+def test_parts_of_two_addresses_are_never_joined(web):
+    """The hub at another endpoint, say: the same name, and by chance the same date."""
+    headers = {"Last-Modified": "Sun, 01 Nov 2026 00:00:00 GMT"}
+    first = web.put("/a/x.pkl", CONTENT, etag=False, headers=headers, breaks=[STEP] * 4)
+    second = web.put("/b/x.pkl", CONTENT[::-1], etag=False, headers=headers)
+    with pytest.raises(FetchError), fetched(Remote("hf:x.pkl", first)):
+        pass
+    with fetched(Remote("hf:x.pkl", second)) as path:
+        assert path.read_bytes() == CONTENT[::-1]
+
+
 def test_a_server_that_ignores_the_condition_is_seen_through(web):
     """It gives a range of what lies there now, whatever was asked for."""
     url = web.put("/encoder.pkl", CONTENT, breaks=[STEP] * 4)
@@ -314,7 +340,12 @@ def test_no_name_climbs_out_of_the_cache(web, tmp_path, name, expected):
 SCRIPT = """
 import sys
 from mimbench.download import fetch
-print(fetch(sys.argv[1]))
+
+def report(progress):
+    if progress.stage.startswith("waiting"):
+        print(progress.stage, flush=True)
+
+print(fetch(sys.argv[1], report))
 """
 
 
@@ -329,12 +360,22 @@ def started(url: str, cache: Path) -> subprocess.Popen:
 
 
 def test_two_processes_fetch_a_file_once(web, tmp_path):
-    both = threading.Event()
-    url = web.put("/encoder.pkl", CONTENT, during=lambda: both.wait(30))
-    processes = [started(url, tmp_path) for _ in range(2)]
-    both.set()
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert outputs[0] == outputs[1]
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        if not asked.is_set():
+            asked.set()
+            go_on.wait(60)
+
+    url = web.put("/encoder.pkl", CONTENT, during=hold)
+    first = started(url, tmp_path)
+    assert asked.wait(60)
+    second = started(url, tmp_path)
+    assert second.stdout is not None
+    assert second.stdout.readline() == "waiting for another process that fetches encoder.pkl, 0 MB\n"
+    go_on.set()
+    outputs = [process.communicate(timeout=60)[0].splitlines() for process in (first, second)]
+    assert outputs[0][-1] == outputs[1][-1]
     assert len(web.asked) == 1
 
 
