@@ -224,6 +224,19 @@ def test_every_format_gives_the_same_tensors(form: str, tmp_path: Path) -> None:
     assert_same(state_of(path), expected)
 
 
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_weights_saved_on_a_gpu_are_read_without_one(form: str, tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+        torch.save(weights(), tmp_path / "w.pth", _use_new_zipfile_serialization=form == "zip")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "w.pth", weights_only=True)
+    state = state_of(tmp_path / "w.pth")
+    assert_same(state, weights())
+    assert {state[name].device.type for name in state} == {"cpu"}
+
+
 def _zip(path: Path, **entries: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries.items():
