@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0  # between two plain lines of one job
 REDRAW_SECONDS = 0.1
+TOGETHER = "several backbones in one table, a group each: mimbench leaderboard {} --group backbone"
 
 
 def duration(seconds: float) -> str:
@@ -172,6 +173,8 @@ def show_result(result: Result, request: Request, console: Console) -> None:
     if request.about is not None:
         _show_answer(found, request.about, {job.id for job in result.plan}, console)
     show_sentences(result.plan.left_out, console)
+    if len(result.plan.settings) > 1:
+        show_sentences([TOGETHER.format(result.folder)], console)
     summary = result.summary
     for job, record in summary.failed:
         console.print(Text(f"failed: {job.name}: {record.error}", style="red"), soft_wrap=True)

@@ -49,12 +49,16 @@ class TrainedRow:
     def method(self, data: Dataset) -> Method:
         """The whole method with its trained weights, in training mode off.
 
-        Raises UserError where its weights are gone, or where it learns from weights that were given and
-        are not in the results folder.
+        Raises UserError for released weights, where its weights are gone, or where it learns from weights that
+        were given and are not in the results folder.
         """
         from mimbench.work import Workshop
 
         record = self.record
+        if "released" in record.content:
+            raise UserError(
+                f"of {self.name} there is an encoder alone, no decoder; what it predicts cannot be shown"
+            )
         path = self._weights / METHOD_FILE
         if not path.is_file():
             raise UserError(f"the weights of {self.name} are gone from {self._weights}; train it again")

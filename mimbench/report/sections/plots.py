@@ -29,6 +29,8 @@ def _plots(table: Table) -> list[tuple[str, Markup, list[str]]]:
     wanted = [(place, "pflops") for place in places] + [(place, "hours") for place in places[:1]]
     if _held_equal(table, "pflops"):
         wanted = [(place, "hours") for place in places]
+    if table.setting.released:  # what an image takes is all that is known of their cost
+        wanted = [(place, "encoder_gflops") for place in places if not _held_equal(table, "encoder_gflops")]
     plots = []
     for place, key in wanted:
         column, cost = table.columns[place], BY_KEY[key]
