@@ -30,6 +30,8 @@ WITHOUT_TORCH = [
     "mimbench.repro.compare",
     "mimbench.taxonomy",
     "mimbench.survey.output",
+    "mimbench.download",
+    "mimbench.weights.tell",
 ]
 LOWER_FLOOR = {
     "checkpoint",
