@@ -11,8 +11,15 @@ from mimbench import checkpoint
 from mimbench.data.cache import cache_folder
 from mimbench.errors import UserError
 from mimbench.files import locked
+from mimbench.registry import find_origin
 from mimbench.spec import content_hash
 from mimbench.weights import hub
+from mimbench.weights.cached import as_of
+from mimbench.weights.convert import convert
+from mimbench.weights.entries import entries
+from mimbench.weights.entry import Entry, Mirror
+
+FILES = ("model.safetensors", "pytorch_model.bin")  # in repositories of transformers
 
 
 def converted(kind: str, name: str) -> Path:
@@ -57,6 +64,10 @@ def _of_timm(name: str) -> Path:
 def _of_repository(place: hub.Place) -> Path:
     if place.file.rpartition("/")[2] == checkpoint.ENCODER_FILE:
         return _ours(place, place.file)
+    if (known := _in_catalogue(place)) is not None:
+        entry, mirror = known
+        file = hub.fetch(place, mirror.url.removeprefix(f"hf:{place.repo}/"))
+        return _by_entry(place, as_of(entry, mirror), mirror.origin or entry.origin, file)
     try:
         config = hub.fetch_json(place, "config.json")
     except hub.AbsentError as absent:
@@ -98,8 +109,40 @@ def _ours(place: hub.Place, name: str) -> Path:
 
 
 def _of_transformers(place: hub.Place, config: Mapping[str, Any]) -> Path:
-    named = config.get("model_type") or ", ".join(config.get("architectures") or ()) or "unknown"
-    raise UserError(
-        f"{place} is a model of transformers of the kind {named}, which is none that mimbench reads; "
-        "fetch its file and give it to mimbench weights convert --as NAME if its layout is an entry's"
+    from mimbench.weights.transformers_config import entry_of
+
+    try:
+        images = hub.fetch_json(place, "preprocessor_config.json")
+    except hub.AbsentError:
+        images = {}
+    entry = entry_of(place, config, images)
+    return _by_entry(
+        place, entry, entry.origin, hub.fetch_first(place, (place.file,) if place.file else FILES)
     )
+
+
+def _in_catalogue(place: hub.Place) -> tuple[Entry, Mirror] | None:
+    """The entry of which a repository holds the file, with that mirror; timm's are read by timm."""
+    if place.revision != "main" or place.repo.startswith("timm/"):
+        return None
+    start = f"hf:{place.repo}/"
+    found = [
+        (entry, mirror)
+        for entry in entries().values()
+        for mirror in entry.mirrors
+        if (mirror.url == start + place.file if place.file else mirror.url.startswith(start))
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _by_entry(place: hub.Place, entry: Entry, origin: str, file: hub.HubFile) -> Path:
+    """The encoder in a file of the hub that has the layout of an entry."""
+    version = find_origin(origin).version
+
+    def is_current(release: Mapping[str, Any]) -> bool:
+        return (release.get("origin"), release.get("origin_version")) == (origin, version)
+
+    def make(path: Path) -> None:
+        convert(file.path, entry, path, origin)
+
+    return _kept(f"hf-{place.repo}", [str(place), file.commit, file.path.name], is_current, make)

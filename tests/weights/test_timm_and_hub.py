@@ -16,11 +16,13 @@ from torch.testing import assert_close
 
 from mimbench.checkpoint import load_encoder, save_weights
 from mimbench.errors import UserError
-from mimbench.registry import build_backbone
+from mimbench.registry import build_backbone, find_origin
+from mimbench.weights.entries import find_entry
 from mimbench.weights.given import Given, resolve
 from mimbench.weights.timm_facts import told
 
 from .fake_hub import COMMIT, FakeHub
+from .proofs import transformers_beit, transformers_mae, transformers_vit
 
 SMALL: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": (1, 2), "num_heads": (2, 4)},
@@ -261,6 +263,56 @@ def test_an_encoder_of_ours_in_a_repository_is_taken_as_it_is(fake: FakeHub, tmp
         given = resolve(text)
         assert given.path == folder / "encoder.safetensors"
         assert (given.method, given.label) == ("mae", text)
+
+
+TRANSFORMERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "mae": (transformers_mae.PROOFS, "whole images", {"model_type": "vit_mae", "intermediate_size": 192}),
+    "beit": (transformers_beit.PROOFS, "whole images", {"model_type": "beit", "intermediate_size": 192}),
+    "dinov2": (transformers_vit.PROOFS, "dinov2", {"model_type": "dinov2", "mlp_ratio": 4}),
+}
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_a_repository_of_transformers_is_read_by_its_settings(
+    fake: FakeHub, tmp_path: Path, family: str
+) -> None:
+    proofs, name, more = TRANSFORMERS[family]
+    proof = proofs[name]()
+    built = find_origin(proof.entry.origin).config(proof.entry)
+    config = {
+        "hidden_size": built["embed_dim"],
+        "num_hidden_layers": built["depth"],
+        "num_attention_heads": built["num_heads"],
+        "patch_size": int(built["name"].rpartition("patch")[2]),
+        "image_size": built["image_size"],
+        **more,
+    }
+    if "mlp_ratio" in built:
+        config["intermediate_size"] = int(built["mlp_ratio"] * built["embed_dim"])
+    save_file({k: v.contiguous() for k, v in proof.content.items()}, tmp_path / "model.safetensors")
+    files = {"model.safetensors": tmp_path / "model.safetensors", "config.json": config}
+    half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    fake.add(f"someone/{family}", {**files, "preprocessor_config.json": half})
+    given = resolve(f"hf:someone/{family}")
+    backbone = load_encoder(given.path).backbone.double()
+    with torch.no_grad():
+        assert_close(backbone.encode(proof.images).patches, proof.patches, rtol=0, atol=1e-5)
+    assert given.metadata["mean"] == [0.5, 0.5, 0.5]
+    assert (given.method, given.release["external"], given.release["learned_from"]) == (
+        family,
+        "labels",
+        "not known",
+    )
+
+
+def test_a_repository_of_the_catalogue_is_known_for_what_it_is(fake: FakeHub, tmp_path: Path) -> None:
+    """Without a look at its settings, and with a wrong file refused in the entry's name."""
+    save_file({"stray": torch.zeros(2)}, tmp_path / "model.safetensors")
+    mirror = next(m for m in find_entry("beit@vit_base").mirrors if m.origin == "transformers_beit")
+    repo, _, file = mirror.url.removeprefix("hf:").rpartition("/")
+    fake.add(repo, {file: tmp_path / "model.safetensors"})
+    with pytest.raises(UserError, match=r"read as beit@vit_base \(transformers_beit layout\)"):
+        resolve(f"hf:{repo}")
 
 
 def test_any_other_repository_is_named_for_what_it_is(fake: FakeHub, tmp_path: Path) -> None:
