@@ -49,8 +49,8 @@ class TrainedRow:
     def method(self, data: Dataset) -> Method:
         """The whole method with its trained weights, in training mode off.
 
-        Raises UserError for released weights, where its weights are gone, or where it learns from weights that
-        were given and are not in the results folder.
+        Raises UserError for released weights, where its weights are gone, or where it learns from weights
+        that were given and are not in the results folder.
         """
         from mimbench.work import Workshop
 

@@ -15,7 +15,7 @@ from mimbench.report.tables import Row, Table
 from mimbench.weights.entries import entries_of
 from mimbench.weights.release import Release
 
-LISTED = 12  # variants of a method whose settings are written out
+LISTED = 12  # variants of a method whose settings are written out, and names of its released weights
 
 
 def draw(tables: Sequence[Table], surroundings: Surroundings) -> Markup:
@@ -65,7 +65,7 @@ def _facts(release: Release) -> list[tuple[str, str]]:
     fresh = dict.fromkeys(release.fresh.values())
     told = [
         ("pre-trained on", release.trained_on or "not known"),
-        ("saw labels", "yes" if release.labels else "no" if release.external != "labels" else "not directly"),
+        ("on labels", "yes" if release.labels else "no" if release.external != "labels" else "not itself"),
         ("learned from", release.learned_from),
         ("images", f"{release.image_size} px" if release.image_size else ""),
         ("licence", release.licence or "not known"),
@@ -83,7 +83,8 @@ def _facts(release: Release) -> list[tuple[str, str]]:
 def _catalogue(card: MethodCard, rows: Sequence[Row]) -> list[str]:
     """Names of the method's released weights that are no rows here."""
     here = {row.release.name for row in rows if row.release is not None}
-    return [entry.name for entry in entries_of(card.key) if entry.name not in here]
+    names = [entry.name for entry in entries_of(card.key) if entry.name not in here]
+    return [*names[:LISTED], *([f"{len(names) - LISTED} more"] if len(names) > LISTED else [])]
 
 
 def _recipes(rows: Sequence[Row]) -> list[str]:
