@@ -76,8 +76,16 @@ def as_of(entry: Entry, mirror: Mirror) -> Entry:
 
 def by_hand(entry: Entry) -> str:
     """What to do where no mirror can be used."""
-    start = f"fetch it by hand from {entry.page} and run" if entry.page else "with the file at hand, run"
-    return f"{start} mimbench weights convert PATH --as {entry.name}"
+    place = entry.page or next(map(browsable, entry.mirrors), "")
+    return f"fetch it by hand from {place} and run mimbench weights convert PATH --as {entry.name}"
+
+
+def browsable(mirror: Mirror) -> str:
+    """The address that a person opens in a browser."""
+    kind, _, rest = mirror.url.partition(":")
+    if kind == "gdrive":
+        return f"https://drive.google.com/file/d/{rest}/view"
+    return f"https://huggingface.co/{_hub_parts(mirror)[0]}" if kind == "hf" else mirror.url
 
 
 def remote_of(mirror: Mirror) -> Remote:

@@ -100,9 +100,10 @@ def _table(found: Sequence[Entry], width: int) -> RenderableType:
     shortened = ("name", "data", "licence")  # the first goes on in a second line
     left = width - sum(needed[head] for head in heads if head not in shortened)
     left -= len(heads) * (2 if wide else 1) + 1
-    for head, others in zip(shortened, (2 * SHORTEST, SHORTEST, 0), strict=True):
-        needed[head] = min(needed[head], max(left - others, 1))
-        left -= needed[head]
+    needed["name"] = min(needed["name"], max(left - 2 * SHORTEST, 1))
+    left -= needed["name"]
+    needed["data"] = min(needed["data"], max(left // 2, left - needed["licence"], 1))
+    needed["licence"] = min(needed["licence"], max(left - needed["data"], 1))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1 if wide else 0))
     for head in heads:
         table.add_column(

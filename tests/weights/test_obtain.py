@@ -119,6 +119,18 @@ def test_what_has_no_mirror_is_a_sentence_that_says_where_to_get_it(web):
         of_entry(entry().model_copy(update={"page": "https://x"}))
 
 
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("gdrive:a-b_c", "https://drive.google.com/file/d/a-b_c/view"),
+        ("hf:owner/repo/sub/x.pth", "https://huggingface.co/owner/repo"),
+        ("https://example.org/x.pth", "https://example.org/x.pth"),
+    ],
+)
+def test_a_mirror_is_named_as_a_browser_takes_it_where_no_page_is_known(url, place):
+    assert f"fetch it by hand from {place} and run" in obtain.by_hand(entry(url))
+
+
 class _Evil:
     def __reduce__(self):
         return os.mkdir, (str(Path(os.environ["MIMBENCH_CACHE"]) / "it-ran"),)
