@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from method_zoo.parts.tokenizers import build_tokenizer, describe, load_tokenizer, token_ids
+from method_zoo.parts.tokenizers import build_tokenizer, describe, load_tokenizer, token_ids, vqgan
 from mimbench.checkpoint import load_encoder
 from mimbench.errors import UserError
 from mimbench.weights.convert import convert
@@ -57,6 +57,17 @@ def test_the_published_tokenizer_is_one_that_methods_can_learn_from(wrapped: boo
     again.load_state_dict(tokenizer.state_dict())
     assert torch.equal(token_ids(again, images, (4, 4)), expected)
     assert token_ids(tokenizer, images, (6, 6)).shape == (2, 36), "images are resized to the grid"
+
+
+def test_many_images_take_little_memory_and_get_the_tokens_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer({"method": "vqgan", "config": TOKENIZER})
+    tokenizer.load_state_dict({k: v for k, v in tokenizer_alone().items() if not k.startswith("decoder.")})
+    images, sizes = torch.rand(5, 3, 64, 64), []
+    monkeypatch.setattr(vqgan, "LARGEST", 2 * 32 * 64 * 64)
+    tokenizer.encoder.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    found = token_ids(tokenizer, images, (4, 4))
+    assert sizes == [2, 2, 1]
+    assert torch.equal(found, torch.cat([token_ids(tokenizer, one[None], (4, 4)) for one in images]))
 
 
 @pytest.mark.parametrize("lacks", ["encoder.mid.block_2.conv1.weight", "encoder.down.1.block.0.conv1.weight"])

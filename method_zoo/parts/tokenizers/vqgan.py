@@ -21,6 +21,7 @@ from mimbench.errors import UserError
 GROUPS, EPS = 32, 1e-6  # of every group norm
 CODES = "quantize.embedding.weight"
 DECODER = "decoder."
+LARGEST = 1 << 26  # numbers in a layer's output; a published tokenizer's has 2^23 for each image
 
 
 class Block(nn.Module):
@@ -107,12 +108,17 @@ class VQGAN(nn.Module):
     def ids(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Token ids, int64 [B, H, W] on ``grid``. images: float [B, 3, S, S] in [0, 1], resized to fit.
 
-        In the precision of the weights: which code is nearest must not depend on an encoder's.
+        In the precision of the weights: which code is nearest must not depend on an encoder's. A few images
+        at a time, whose memory would else be many times that of the encoder behind.
         """
         codes = self.quantize["embedding"].weight
+        at_once = max(1, LARGEST // (self.config["width"] * grid[0] * grid[1] * self.stride**2))
+        found = []
         with torch.autocast(images.device.type, enabled=False):
-            vectors = self.encoder(resize_to(images.to(codes.dtype), grid, self.stride)).movedim(1, -1)
-            return (codes.square().sum(1) - 2 * vectors @ codes.T).argmin(-1)
+            for some in images.split(at_once):
+                vectors = self.encoder(resize_to(some.to(codes.dtype), grid, self.stride)).movedim(1, -1)
+                found.append((codes.square().sum(1) - 2 * vectors @ codes.T).argmin(-1))
+        return torch.cat(found)
 
 
 def is_state(state: Mapping[str, Tensor]) -> bool:
