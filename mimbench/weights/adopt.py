@@ -16,6 +16,7 @@ from mimbench.cost import Cost, measuring, parameters
 from mimbench.encoder import Encoder
 from mimbench.evaluate import readout_of
 from mimbench.files import make_folder, write_atomically
+from mimbench.registry import build_backbone
 from mimbench.spec import Job, Setting, canonical
 from mimbench.weights.audit import audit, untrained
 from mimbench.weights.given import release_of
@@ -54,6 +55,14 @@ def adopt(job: Job, path: Path, folder: Path, device: torch.device) -> dict[str,
             "flags": list(seen.flags),
         },
     }
+
+
+def check_size(job: Job) -> None:
+    """Raise UserError where the encoder of a job cannot be shown images of the setting's size."""
+    config, size = job.content["released"]["backbone_config"], job.content["setting"]["image_size"]
+    if size != config["image_size"]:
+        with torch.device("meta"):
+            build_backbone(**{**config, "image_size": size})
 
 
 def _written(encoder: Encoder, metadata: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -167,6 +167,13 @@ def test_what_is_told_of_a_release_decides_no_result(plan, files, tmp_path):
     assert again.release["licence"] == "another"
 
 
+def test_a_size_that_an_encoder_cannot_be_shown_is_said_before_any_work(files, tmp_path):
+    asked = f"a=file:{files}/mae@vit_base.safetensors"
+    with pytest.raises(UserError, match=r"^a: .*\b24\b"):
+        mimbench.run(asked, protocol="knn", image_size=24, baselines=False, out=tmp_path / "out")
+    assert not list((tmp_path / "out").glob("records/*"))
+
+
 # What is recorded -------------------------------------------------------------------------------------
 
 
