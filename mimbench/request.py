@@ -99,7 +99,10 @@ class Request(Frozen):
     )
     teacher: str | None = Field(
         None,
-        description="timm:NAME, file:PATH or method:NAME, for methods with one (default: trained here).",
+        description=(
+            "mae@vit_base, timm:NAME, hf:REPO, file:PATH or method:NAME, for methods with one (default: "
+            "trained here)."
+        ),
     )
     baselines: bool = Field(
         True, description="Add floor and ceiling rows: random, pixels and (with labels) supervised."

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Weights that are given. name: how tables call them."""
+    """Weights that are given. name: how tables call them. external: what they were told, as far as known."""
 
     path: Path
     sha256: str
     name: str
+    external: External = "none"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Variant:
         """The most that it or anything it learns from was told beside the images."""
         told: list[External] = [self.cls.card.external]
         told += ["teacher"] * any(name.endswith("teacher") for name in self.provided)
-        told += [source.external for source in self.provided.values() if isinstance(source, Variant)]
+        told += [source.external for source in self.provided.values()]
         return max(told, key=get_args(External).index)
 
     @property
@@ -388,7 +389,9 @@ class _Builder:
             elif kind in ("http", "https") and rest and not teacher:
                 self.files[source] = _read(name, fetch(source, self.report), None)
             elif teacher and is_given(source):
-                self.files[source] = _read(name, resolve(source, self.report).path, source)
+                given = resolve(source, self.report)
+                told = given.release.get("external", "none")
+                self.files[source] = replace(_read(name, given.path, source), external=told)
             else:
                 forms = "released weights such as mae@vit_base or timm:NAME" if teacher else "https://…"
                 raise UserError(

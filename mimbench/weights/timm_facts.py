@@ -26,6 +26,11 @@ LABEL_FREE: dict[str, tuple[str, str, External, str]] = {
     "eupe_lvd1689m": ("eupe", "LVD-1689M", "teacher", "several teachers"),
     "c_radio": ("radio", "", "teacher", "several teachers"),
 }
+CONTEXT = "timm reads the context encoder out of the file; the paper evaluates the target encoder (ijepa@…)"
+NOTES = {  # by tag
+    "in1k_ijepa": CONTEXT,
+    "in22k_ijepa": CONTEXT,
+}
 IMAGE_TEXT = re.compile(
     r"clip|siglip|openai|laion|webli|datacomp|dfn\d|merged2b|yfcc15m|cc12m|aimv2|beit3|_pe_|qwen|gemma|deepseek|"
     r"ogvl|intern|florence|pali|tips"

@@ -24,7 +24,7 @@ from mimbench.files import sha256
 from mimbench.registry import build_backbone
 from mimbench.spec import IMAGENET_MEAN, IMAGENET_STD, Readout
 from mimbench.weights import foreign, hub
-from mimbench.weights.timm_facts import arxiv_of, told
+from mimbench.weights.timm_facts import NOTES, arxiv_of, told
 
 ORIGIN, VERSION = "timm", 1  # as of ``Origin``
 FILES = ("model.safetensors", "pytorch_model.bin")  # in repositories of the hub
@@ -155,6 +155,7 @@ def convert(weights: TimmWeights, target: Path) -> None:
             "url": _address(weights),
             "revision": file.commit,
             "source": f"timm {timm.__version__}",
+            "notes": NOTES.get(weights.tag, ""),
             "num_classes": int(weights.settings.get("num_classes") or 0),
             "file": file.path.name,
             "file_sha256": sha256(file.path),

@@ -31,8 +31,8 @@ def entry_of(place: Place, config: Mapping[str, Any], images: Mapping[str, Any])
         named = kind or ", ".join(config.get("architectures") or ()) or "unknown"
         raise UserError(
             f"{place} is a model of transformers of the kind {named}, and mimbench reads "
-            f"{', '.join(FAMILIES)}; if its file has the layout of an entry, fetch it and give it to mimbench "
-            "weights convert --as NAME"
+            f"{', '.join(FAMILIES)}; if its file has the layout of an entry, fetch it and give it to "
+            "mimbench weights convert --as NAME"
         )
     method, origin, token = FAMILIES[kind]
     try:

@@ -149,7 +149,8 @@ def test_a_given_tokenizer_counts_by_its_content(plan, tmp_path):
 def test_a_tokenizer_named_by_its_address_is_the_file_behind_it(plan, tmp_path, monkeypatch):
     (tmp_path / "dvae.pt").write_bytes(b"weights")
     address = "https://example.org/dvae.pt"
-    monkeypatch.setattr("mimbench.variants.fetch", {address: tmp_path / "dvae.pt"}.__getitem__)
+    known = {address: tmp_path / "dvae.pt"}
+    monkeypatch.setattr("mimbench.variants.fetch", lambda source, report: known[source])
     from_web, from_disk = (
         plan("beit", tokenizer=source, baselines=False) for source in (address, f"file:{tmp_path}/dvae.pt")
     )
@@ -201,13 +202,15 @@ def test_learning_from_a_teacher_that_saw_labels_is_learning_from_labels(plan):
 def test_a_released_teacher_is_a_file_with_a_name(plan, tmp_path, monkeypatch):
     path = tmp_path / "vit.safetensors"
     path.write_bytes(b"weights")
-    given = {name: Given(path, name, {}) for name in ("timm:vit", "mae@vit_base")}
-    monkeypatch.setattr("mimbench.variants.resolve", given.__getitem__)
-    for name in given:
+    known = {"timm:vit": "labels", "mae@vit_base": "none"}
+    given = {name: Given(path, name, {"release": {"external": told}}) for name, told in known.items()}
+    monkeypatch.setattr("mimbench.variants.resolve", lambda source, report: given[source])
+    for name, told in {"timm:vit": "labels", "mae@vit_base": "teacher"}.items():
         made = plan("tinymim", teacher=name, baselines=False)
         assert variants(made) == [f"tinymim[teacher={name}]"]
         assert list(made.files.values()) == [path]
         assert not made.jobs[0].needs
+        assert the(made, "pretrain", f"tinymim[teacher={name}]").content["external"] == told
 
 
 def test_floor_and_ceiling_stand_beside_the_methods(plan):

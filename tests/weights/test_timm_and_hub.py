@@ -20,6 +20,8 @@ from mimbench.registry import build_backbone, find_origin
 from mimbench.weights.entries import find_entry
 from mimbench.weights.given import Given, resolve
 from mimbench.weights.timm_facts import told
+from mimbench.weights.timm_files import TimmWeights, convert
+from tests.web import serving
 
 from .fake_hub import COMMIT, FakeHub
 from .proofs import transformers_beit, transformers_mae, transformers_vit
@@ -250,6 +252,31 @@ def test_a_pickle_of_tensors_is_read_like_safetensors(fake: FakeHub, tmp_path: P
     with torch.no_grad():
         expected = model.forward_features(images).flatten(2).transpose(1, 2)
         assert_close(tokens_of(given, images).patches, expected)
+
+
+def test_weights_that_timm_knows_by_an_address_are_fetched_from_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MIMBENCH_CACHE", str(tmp_path))
+    model = drawn("test_resnet", num_classes=3)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "saved.pth")
+    with serving() as web:
+        settings = {
+            "url": web.put("/resnet.pth", (tmp_path / "saved.pth").read_bytes()),
+            "num_classes": 3,
+            "input_size": (3, 64, 64),
+            "mean": (0.1, 0.2, 0.3),
+        }
+        weights = TimmWeights("hf:a/b", "test_resnet", "", settings, {}, None)
+        with pytest.raises(UserError, match=r"timm cannot load resnet\.pth into test_resnet"):
+            convert(weights, tmp_path / "encoder.safetensors")
+        torch.save(model.state_dict(), tmp_path / "saved.pth")
+        settings["url"] = web.put("/flat.pth", (tmp_path / "saved.pth").read_bytes())
+        convert(weights, tmp_path / "encoder.safetensors")
+    encoder = load_encoder(tmp_path / "encoder.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.forward_features(images).flatten(2).transpose(1, 2)
+        assert_close(encoder.backbone.encode(images).patches, expected)
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_an_encoder_of_ours_in_a_repository_is_taken_as_it_is(fake: FakeHub, tmp_path: Path) -> None:
