@@ -165,7 +165,7 @@ def _check_folder(folder: Path) -> None:
 def _open_data(request: Request, watch: Watch) -> list[Dataset]:
     from mimbench.data import open_dataset
     from mimbench.plan import RELEASED_SIZE
-    from mimbench.variants import asks_for_released
+    from mimbench.rows import asks_for_released
 
     size = request.image_size or (RELEASED_SIZE if asks_for_released(request) else None)
     return [

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mimbench.choice import Choice, choose_protocols
 from mimbench.progress import Progress, silent
 from mimbench.recipes import recipe_for
+from mimbench.rows import choose_variants
 from mimbench.spec import Budget, Job, Setting
-from mimbench.variants import Assignments, Released, Variant, choose_variants
+from mimbench.variants import Assignments, Released, Variant
 
 if TYPE_CHECKING:
     from mimbench.data import DataDefaults, Dataset

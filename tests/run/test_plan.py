@@ -150,7 +150,7 @@ def test_a_tokenizer_named_by_its_address_is_the_file_behind_it(plan, tmp_path, 
     (tmp_path / "dvae.pt").write_bytes(b"weights")
     address = "https://example.org/dvae.pt"
     known = {address: tmp_path / "dvae.pt"}
-    monkeypatch.setattr("mimbench.variants.fetch", lambda source, report: known[source])
+    monkeypatch.setattr("mimbench.builder.fetch", lambda source, report: known[source])
     from_web, from_disk = (
         plan("beit", tokenizer=source, baselines=False) for source in (address, f"file:{tmp_path}/dvae.pt")
     )
@@ -204,7 +204,7 @@ def test_a_released_teacher_is_a_file_with_a_name(plan, tmp_path, monkeypatch):
     path.write_bytes(b"weights")
     known = {"timm:vit": "labels", "mae@vit_base": "none"}
     given = {name: Given(path, name, {"release": {"external": told}}) for name, told in known.items()}
-    monkeypatch.setattr("mimbench.variants.resolve", lambda source, report: given[source])
+    monkeypatch.setattr("mimbench.builder.resolve", lambda source, report: given[source])
     for name, told in {"timm:vit": "labels", "mae@vit_base": "teacher"}.items():
         made = plan("tinymim", teacher=name, baselines=False)
         assert variants(made) == [f"tinymim[teacher={name}]"]
