@@ -15,6 +15,8 @@ import yaml
 from mimbench import registry, settings
 from mimbench.cli import app
 from mimbench.request import make_request
+from mimbench.weights.entries import find_entry
+from mimbench.weights.given import is_given
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,6 +72,9 @@ def test_each_command_is_one_that_exists(command):
             check_run(context)
         for name in [words[-1]] if words[:2] == ["methods", "show"] else []:
             registry.find_method(name)
+        if words[:2] in (["weights", "show"], ["weights", "get"], ["weights", "convert"]):
+            for name in words[-1].split(","):
+                find_entry(name)
         return
     if program == "pip":
         check_pip(words)
@@ -97,6 +102,9 @@ def check_request(request) -> None:
         assert not recipe or recipe in owners[name].presets
     for text in request.methods:
         for wanted in settings.parse_methods(text):
+            if is_given(wanted.key):
+                check_given(wanted.key)
+                continue
             owners[wanted.key] = registry.find_method(wanted.key)
             own = {k: v for k, v in wanted.given.items() if "." not in k and not settings.is_provided(k)}
             settings.parse_settings(wanted.key, owners[wanted.key], own)
@@ -108,6 +116,12 @@ def check_request(request) -> None:
         owner, _, setting = name.partition(".")
         settings.parse_settings(owner, owners[owner], {setting: value})
     assert {spec.partition(":")[0] for spec in request.data} <= set(registry.datasets())
+
+
+def check_given(text: str) -> None:
+    """Of weights by name the catalogue's entries; where a file would lie is left open."""
+    if text.partition("=")[2][:5] != "file:" and "@" in text:
+        find_entry(text)
 
 
 def check_pip(words: list[str]) -> None:
