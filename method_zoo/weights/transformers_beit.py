@@ -1,32 +1,21 @@
-"""BEiT's label-free files as the transformers library wrote them anew: every part has another name.
+"""BEiT's label-free files as the transformers library wrote them anew: microsoft/beit-*-pt22k on the hub.
 
-microsoft/beit-*-pt22k on the Hugging Face hub. Queries, keys and values are three matrices there; the final
-norm is a part of what predicts tokens.
+The final norm is a part of what predicts tokens there.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from method_zoo.weights import beit
-from mimbench.registry import build_backbone
+from method_zoo.weights._transformers import LAYER, conversion
 from mimbench.weights.entry import Entry
-from mimbench.weights.origin import Conversion, Made, Origin, Rules, Shapes, renamed
+from mimbench.weights.origin import Conversion, Origin, Rules, Shapes
 
-LAYER = r"beit\.encoder\.layer\.(\d+)\."
+PREFIX = r"(?:beit\.)?"  # of all but the final norm
 RULES: Rules = [
-    (r"beit\.embeddings\.cls_token", "cls_token"),
-    (r"beit\.embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
-    (r"beit\.encoder\.relative_position_bias\.(relative_position_bias_table)", r"rel_pos.0.\1"),
-    (LAYER + r"layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
-    (LAYER + r"layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
+    (r"encoder\.relative_position_bias\.(relative_position_bias_table)", r"rel_pos.0.\1"),
     (LAYER + r"lambda_([12])", r"blocks.\1.ls\2.gamma"),
     (LAYER + r"attention\.attention\.query\.bias", r"blocks.\1.attn.qkv.q_bias"),
     (LAYER + r"attention\.attention\.value\.bias", r"blocks.\1.attn.qkv.v_bias"),
-    (LAYER + r"attention\.output\.dense\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
-    (LAYER + r"intermediate\.dense\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    (LAYER + r"output\.dense\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
     (r"layernorm\.(weight|bias)", r"norm.\1"),
 ]
 DROPPED = {
@@ -36,26 +25,9 @@ DROPPED = {
 INDEX = "beit.encoder.relative_position_bias.relative_position_index"
 
 
-def _joined(*parts: Tensor) -> Tensor:
-    return torch.cat(parts)
-
-
 def _convert(shapes: Shapes, entry: Entry) -> Conversion:
-    built = beit.ORIGIN.config(entry)
-    with torch.device("meta"):
-        depth = build_backbone(**built).depth
-    projections = {
-        f"blocks.{i}.attn.qkv.weight": Made(
-            tuple(
-                f"beit.encoder.layer.{i}.attention.attention.{part}.weight"
-                for part in ("query", "key", "value")
-            ),
-            _joined,
-        )
-        for i in range(depth)
-    }
-    rest = renamed(shapes, RULES, DROPPED, beit.index_table(built, [INDEX] if INDEX in shapes else []))
-    return Conversion({**projections, **rest.made}, rest.dropped, rest.fresh, rest.tables)
+    tables = beit.index_table(beit.ORIGIN.config(entry), [INDEX] if INDEX in shapes else [])
+    return conversion(shapes, PREFIX, RULES, DROPPED, tables)
 
 
 ORIGIN = Origin(
