@@ -99,10 +99,11 @@ def test_the_aligning_layer_is_found_in_what_training_wrote(tmp_path):
     method = nn.Module()
     method.head = nn.Linear(3, 5)
     save_weights(tmp_path / METHOD_FILE, method, {})
-    found = evaluate._alignment("uta", tmp_path)
+    found = evaluate._alignment({"method": "uta"}, tmp_path)
     assert uta.alignment == "head"
     torch.testing.assert_close(found(torch.ones(2, 3)), method.head(torch.ones(2, 3)))
-    assert evaluate._alignment("mae", tmp_path) is None
+    assert evaluate._alignment({"method": "mae"}, tmp_path) is None
+    assert evaluate._alignment({"method": "uta", "released": {}}, tmp_path) is None  # an encoder alone
 
 
 def test_without_a_text_tower_it_says_what_to_give():

@@ -338,8 +338,12 @@ def test_no_name_climbs_out_of_the_cache(web, tmp_path, name, expected):
 
 
 SCRIPT = """
+import signal
 import sys
 from mimbench.download import fetch
+
+# A job in the background, as a CI run may be, is told to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def report(progress):
     if progress.stage.startswith("waiting"):
