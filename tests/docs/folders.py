@@ -41,12 +41,13 @@ def board(folder: Path) -> None:
 
 
 def checkout(folder: Path) -> None:
-    """This project as it is cloned, into which methods and protocols may be written."""
+    """This project as it is cloned, into which methods, protocols and weights may be written."""
     for name in ("method_zoo", "protocols", "tests"):
-        inner = folder / name
-        inner.mkdir(parents=True)
-        for path in (ROOT / name).iterdir():
-            (inner / path.name).symlink_to(path)
+        for path in (ROOT / name).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                link = folder / path.relative_to(ROOT)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path)
     for name in ("mimbench", "pyproject.toml", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
 

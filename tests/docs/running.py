@@ -30,6 +30,7 @@ import protocols
 from mimbench import registry
 from mimbench.cli import app
 from mimbench.request import make_request
+from mimbench.weights.entry import Entry
 
 from .folders import KINDS
 from .pages import ROOT, Block, Page, commands, pattern, quickened, squeezed
@@ -123,7 +124,12 @@ class Runner:
             self.said += self.command(command, block)
 
     def yaml(self, block: Block) -> None:
-        make_request(yaml.safe_load(block.text))
+        content = yaml.safe_load(block.text)
+        if isinstance(content, list):  # of the catalogue; all else is an experiment
+            for item in content:
+                Entry.model_validate(item)
+        else:
+            make_request(content)
 
     def toml(self, block: Block) -> None:
         tomllib.loads(block.text)
