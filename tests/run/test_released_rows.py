@@ -15,9 +15,10 @@ from mimbench import board, checkpoint, records, registry
 from mimbench.errors import UserError
 from mimbench.plan import Plan, make_plan
 from mimbench.request import make_request
-from mimbench.spec import Job, Record, Setting
+from mimbench.spec import Job, Readout, Record, Setting
+from mimbench.weights.convert import convert
 from mimbench.weights.given import of_file, resolve
-from tests.weights.released import converted
+from tests.weights.released import converted, entry
 
 SIZE = 32  # pixels; the files are of 64, so that positions are interpolated
 RESULTS = Path(__file__).parents[2] / "results"
@@ -75,6 +76,33 @@ def of(folder: Path, variant: str, kind: str = "pretrain", seed: int = 0) -> Rec
 def rows(folder: Path) -> dict[str, board.Row]:
     (table,) = board.tables(board.load(folder))
     return {row.variant: row for row in table.rows}
+
+
+def test_each_row_is_read_as_its_entry_says_and_another_readout_is_another_row(
+    files, cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MIMBENCH_CACHE", str(cache))
+    source = files / "official.pth"
+    named = []
+    for token in ("cls", "mean"):
+        target = tmp_path / f"{token}.safetensors"
+        convert(source, entry().model_copy(update={"readout": Readout(token=token)}), target)
+        named.append(f"{token}=file:{target}")
+    made = mimbench.run(
+        ",".join(named),
+        "diagnostics",
+        image_size=SIZE,
+        precision="fp32",
+        baselines=False,
+        out=tmp_path / "out",
+    )
+    assert made.ok
+    read = {token: of(tmp_path / "out", token, "evaluate") for token in ("cls", "mean")}
+    assert {token: record.facts["readout"] for token, record in read.items()} == {
+        "cls": "cls@-1",
+        "mean": "mean@-1",
+    }
+    assert read["cls"].content["released"]["key"] != read["mean"].content["released"]["key"]
 
 
 # What is asked ----------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def test_untrained_weights_are_found_out_whatever_their_seed() -> None:
         found = audit(untrained(CONFIG, HALF, HALF, seed), MEAN)
         assert any("never trained" in flag for flag in found.flags)
     assert found.alike == pytest.approx(found.by_chance, abs=0.1)
+    assert found.by_chance < 0.9999, "two draws, not one"
     assert audit(trained(), MEAN).alike < found.by_chance
 
 

@@ -23,6 +23,7 @@ from mimbench import checkpoint
 from mimbench.download import FetchError
 from mimbench.errors import UserError
 from mimbench.registry import find_origin, origins
+from mimbench.spec import Readout
 from mimbench.weights import cached, obtain
 from mimbench.weights.cached import convert_once
 from mimbench.weights.entries import converted_path
@@ -190,6 +191,22 @@ def test_what_an_older_version_converted_is_made_anew(web, official, monkeypatch
     raised = replace(find_origin("mae"), version=99)
     monkeypatch.setitem(origins(), "mae", raised)
     assert of_entry(source).release["origin_version"] == 99
+    assert len(web.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "corrected",
+    [{"std": (0.5, 0.5, 0.5)}, {"readout": Readout(token="mean")}, {"options": {"layer_scale": None}}],
+)
+def test_a_correction_of_the_catalogue_reaches_what_was_converted_before(web, official, corrected):
+    source = entry(web.put("/mae.pth", official))
+    before = of_entry(source).metadata
+    changed = dict(corrected)
+    if "options" in changed:
+        changed["options"] = source.options | changed["options"]
+    after = of_entry(source.model_copy(update=changed)).metadata
+    decisive = ("backbone_config", "mean", "std", "readout")
+    assert [name for name in decisive if before[name] != after[name]] != []
     assert len(web.asked) == 2
 
 
