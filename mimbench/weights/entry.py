@@ -40,7 +40,8 @@ class Entry(Spec):
     data set's labels or through whatever it learned from. learned_from: in words, such as the tokenizer.
     labels: whether the encoder was itself trained on labels, as by fine-tuning after pre-training.
     mirrors: in the order in which they are tried. page: for people, where no mirror can be fetched from.
-    readout, mean, std: of the official evaluation.
+    readout, mean, std: of the official fine-tuning, as on a method's card; protocols that try several
+    readouts, such as linprobe, do so for every row.
     figures: keys by which ``mimbench.published`` has its figures, where they are not method, backbone and
     epochs themselves: {"variant": "…"}.
     source: where these facts were read. notes: what a user would trip over.

@@ -196,7 +196,7 @@ def test_what_an_older_version_converted_is_made_anew(web, official, monkeypatch
 
 @pytest.mark.parametrize(
     "corrected",
-    [{"std": (0.5, 0.5, 0.5)}, {"readout": Readout(token="mean")}, {"options": {"layer_scale": None}}],
+    [{"std": (0.5, 0.5, 0.5)}, {"readout": Readout(token="cls")}, {"options": {"layer_scale": None}}],
 )
 def test_a_correction_of_the_catalogue_reaches_what_was_converted_before(web, official, corrected):
     source = entry(web.put("/mae.pth", official))
