@@ -79,7 +79,8 @@ class ConvMAE(Stemmed, ViT):
         seen: [B, 1, H, W], 1 for each patch that convolutions may see, else 0.
         """
         outputs, x, scales = [], images, iter(self.stem_scales(images, keys))
-        for embedding, stage in zip(self.embeddings, self.stem, strict=False):
+        # the last embedding is ``project``'s
+        for embedding, stage in zip(self.embeddings[:-1], self.stem, strict=True):
             x = embedding(x)
             shown = None if seen is None else F.interpolate(seen, x.shape[2:])
             for block in stage:

@@ -105,6 +105,7 @@ def layout(name: str, model_args: Mapping[str, Any], image_size: int) -> Layout:
         try:
             with torch.no_grad():
                 return _layout(model, images)
+        # Each of timm's models says in its own way that it takes no such images or gives no such features.
         except (AssertionError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
             raise UserError(
                 f"timm's {name.removeprefix(PREFIX)} gives no map of images of {image_size} pixels: "

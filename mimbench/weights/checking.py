@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from mimbench import checkpoint
@@ -13,11 +12,12 @@ from mimbench.data.cache import cache_folder
 from mimbench.errors import UserError
 from mimbench.files import sha256
 from mimbench.registry import origins
+from mimbench.tensor_files import finite
 from mimbench.weights.cached import is_current
 from mimbench.weights.convert import faults
 from mimbench.weights.entries import entries, find_entry
 from mimbench.weights.entry import Entry
-from mimbench.weights.obtain import as_of
+from mimbench.weights.obtain import layouts
 from mimbench.weights.taking import known_sums
 
 
@@ -59,8 +59,7 @@ def _values(path: Path) -> Iterator[str]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                if not finite(file.get_tensor(name)):
                     yield f"{name} holds NaN or infinity"
     except SafetensorError as error:
         yield f"it cannot be read ({error})"
@@ -99,11 +98,7 @@ def faults_of_foreign(source: Path, entry: Entry) -> list[str]:
     Writes nothing. Where a mirror's files are of another layout, that one counts too. Raises UserError where
     the file cannot be read.
     """
-    ways = [
-        (entry, ""),
-        *((as_of(entry, mirror), mirror.origin) for mirror in entry.mirrors if mirror.origin),
-    ]
-    found = [faults(source, as_there, origin) for as_there, origin in ways]
+    found = [faults(source, as_there, origin) for as_there, origin in layouts(entry)]
     best = min(found, key=len)
     known = known_sums(entry)
     if not best and known and (digest := sha256(source)) not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimbench import checkpoint
 from mimbench.data.cache import cache_folder
@@ -19,7 +19,8 @@ from mimbench.weights.convert import convert
 from mimbench.weights.entries import entries
 from mimbench.weights.entry import Entry, Mirror
 
-FILES = ("model.safetensors", "pytorch_model.bin")  # in repositories of transformers
+if TYPE_CHECKING:
+    from mimbench.weights.timm_files import TimmWeights
 
 
 def converted(kind: str, name: str) -> Path:
@@ -53,12 +54,17 @@ def _kept(
 def _of_timm(name: str) -> Path:
     from mimbench.weights import timm_files
 
-    weights = timm_files.by_name(name)
+    return _by_timm(f"timm-{name}", name, timm_files.by_name(name))
+
+
+def _by_timm(name: str, key: Any, weights: TimmWeights) -> Path:
+    """The encoder in weights that timm reads."""
+    from mimbench.weights import timm_files
 
     def is_current(release: Mapping[str, Any]) -> bool:
         return release.get("origin_version") == timm_files.VERSION
 
-    return _kept(f"timm-{name}", name, is_current, lambda path: timm_files.convert(weights, path))
+    return _kept(name, key, is_current, lambda path: timm_files.convert(weights, path))
 
 
 def _of_repository(place: hub.Place) -> Path:
@@ -81,13 +87,8 @@ def _of_repository(place: hub.Place) -> Path:
         from mimbench.weights import timm_files
 
         weights = timm_files.in_repository(place, config)
-        file = timm_files.obtain(weights)
-
-        def is_current(release: Mapping[str, Any]) -> bool:
-            return release.get("origin_version") == timm_files.VERSION
-
-        key = [str(place), file.commit, place.file]
-        return _kept(f"hf-{place.repo}", key, is_current, lambda path: timm_files.convert(weights, path))
+        key = [str(place), timm_files.obtain(weights).commit, place.file]
+        return _by_timm(f"hf-{place.repo}", key, weights)
     return _of_transformers(place, config)
 
 
@@ -117,7 +118,7 @@ def _of_transformers(place: hub.Place, config: Mapping[str, Any]) -> Path:
         images = {}
     entry = entry_of(place, config, images)
     return _by_entry(
-        place, entry, entry.origin, hub.fetch_first(place, (place.file,) if place.file else FILES)
+        place, entry, entry.origin, hub.fetch_first(place, (place.file,) if place.file else hub.WEIGHTS)
     )
 
 

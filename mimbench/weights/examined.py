@@ -21,6 +21,7 @@ from mimbench.spec import Readout
 from mimbench.weights.audit import Audit, audit
 from mimbench.weights.convert import convert
 from mimbench.weights.entries import find_entry
+from mimbench.weights.entry import trained_on
 from mimbench.weights.given import Given, of_file, resolve
 
 # What tensors of one kind differ in: the number of their block, and being a weight or a bias.
@@ -108,9 +109,9 @@ def _facts(examined: Examined) -> Table:
 
 
 def _pretraining(release: Mapping[str, Any]) -> str:
-    epochs = f"{release['epochs']:g} epochs" if release.get("epochs") else ""
     labels = "then trained on its labels" if release.get("labels") else ""
-    return ", ".join(part for part in (release.get("data", ""), epochs, labels) if part)
+    trained = trained_on(release.get("data", ""), release.get("epochs"))
+    return ", ".join(part for part in (trained, labels) if part)
 
 
 def _by_reason(names: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mimbench.errors import UserError
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what repositories of timm and transformers call them
 WRITTEN = re.compile(r"(?P<repo>[^/@:\s]+/[^/@:\s]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<file>\S+))?")
 
 

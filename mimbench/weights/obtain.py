@@ -74,6 +74,12 @@ def as_of(entry: Entry, mirror: Mirror) -> Entry:
     return entry
 
 
+def layouts(entry: Entry) -> list[tuple[Entry, str]]:
+    """The ways in which its file may be laid out, each with its origin; the entry's own, "", first."""
+    others = [(as_of(entry, mirror), mirror.origin) for mirror in entry.mirrors if mirror.origin]
+    return [(entry, ""), *others]
+
+
 def by_hand(entry: Entry) -> str:
     """What to do where no mirror can be used."""
     place = entry.page or next(map(browsable, entry.mirrors), "")

@@ -16,7 +16,7 @@ from mimbench.registry import build_backbone, find_origin
 from mimbench.weights.convert import convert
 from mimbench.weights.entries import converted_path, entries
 from mimbench.weights.entry import Entry
-from mimbench.weights.obtain import as_of
+from mimbench.weights.obtain import layouts
 
 TITLE = re.compile(r"[a-z0-9][a-z0-9_.\-]*")
 KEY = re.compile(r"[a-z][a-z0-9_]*")
@@ -110,17 +110,15 @@ def known_sums(entry: Entry) -> set[str]:
 
 def _convert(source: Path, entry: Entry, target: Path) -> None:
     """By the layout of the entry, or of one of its mirrors."""
-    ways = {mirror.origin: as_of(entry, mirror) for mirror in entry.mirrors if mirror.origin}
-    try:
-        convert(source, entry, target)
-    except UserError:
-        for origin, other in ways.items():
-            try:
-                convert(source, other, target, origin)
-                return
-            except UserError:
-                continue
-        raise
+    misfit = None  # to the entry's own layout, which is what most files are of
+    for as_there, origin in layouts(entry):
+        try:
+            convert(source, as_there, target, origin)
+            return
+        except UserError as error:
+            misfit = misfit or error
+    assert misfit is not None
+    raise misfit
 
 
 def _check_source(source: Path) -> None:

@@ -23,11 +23,11 @@ from mimbench.errors import UserError
 from mimbench.files import sha256
 from mimbench.registry import build_backbone
 from mimbench.spec import IMAGENET_MEAN, IMAGENET_STD, Readout
+from mimbench.tensor_files import finite
 from mimbench.weights import foreign, hub
 from mimbench.weights.timm_facts import NOTES, arxiv_of, told
 
 ORIGIN, VERSION = "timm", 1  # as of ``Origin``
-FILES = ("model.safetensors", "pytorch_model.bin")  # in repositories of the hub
 HEAD = "the classifier, and what timm has before it after pooling"
 FRESH = "the file has no last norm, so the encoder is built without one"
 
@@ -108,7 +108,7 @@ def obtain(weights: TimmWeights) -> hub.HubFile:
     settings = weights.settings
     if weights.place is not None:
         named = weights.place.file or settings.get("hf_hub_filename")
-        return hub.fetch_first(weights.place, (named,) if named else FILES)
+        return hub.fetch_first(weights.place, (named,) if named else hub.WEIGHTS)
     if settings.get("url"):
         return hub.HubFile(download.fetch(settings["url"]), "")
     raise UserError(
@@ -169,7 +169,7 @@ def convert(weights: TimmWeights, target: Path) -> None:
 
     def read(ours: str) -> Tensor:
         tensor = state[needed[ours]].detach()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise UserError(
                 f"tensor {needed[ours]!r} of {file.path.name} holds NaN or infinity; it is not usable"
             )
