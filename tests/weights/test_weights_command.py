@@ -24,11 +24,14 @@ from mimbench.progress import Progress
 from mimbench.published import Figure
 from mimbench.registry import find_origin, origins
 from mimbench.weights import entries as catalogue
+from mimbench.weights.checking import faults_of_foreign
 from mimbench.weights.entries import converted_path, entries, find_entry
-from mimbench.weights.entry import Entry
+from mimbench.weights.entry import Entry, Mirror
+from mimbench.weights.taking import take
 from mimbench.weights.tell import figures_of
 
 from ..web import Web, serving
+from .proofs import transformers_mae
 from .released import entry, official
 
 OTHER = "mae@vit_base-again"
@@ -373,3 +376,18 @@ def test_a_run_tells_how_far_a_file_is_that_it_fetches(small, tmp_path):
     assert any(stage.startswith("fetching mae.pth, ") for stage in told)
     assert "converting mae@vit_base" in told
     assert (tmp_path / "out" / "records").is_dir()
+
+
+def test_a_file_by_hand_may_be_of_a_mirror_s_layout_too(tmp_path):
+    proof = transformers_mae.whole_images()
+    mirror = Mirror(url="https://example.org/model.safetensors", origin="transformers_mae")
+    source = tmp_path / "hub.pth"
+    torch.save(proof.content, source)
+    known = proof.entry.model_copy(update={"origin": "mae", "mirrors": (mirror,)})
+    assert faults_of_foreign(source, known) == []
+    path = take(source, known, tmp_path / "encoder.safetensors")
+    assert checkpoint.read_metadata(path)["release"]["origin"] == "transformers_mae"
+    alone = known.model_copy(update={"mirrors": ()})
+    assert faults_of_foreign(source, alone) != []
+    with pytest.raises(UserError, match="read as mae@vit_base-visualize \\(mae layout\\)"):
+        take(source, alone, tmp_path / "encoder.safetensors")
